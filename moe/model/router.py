@@ -1,0 +1,83 @@
+"""Which experts does each token go to, and how do we get to see it?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# T tokens, E experts, K choices, H hidden units
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one layer's router decided in one forward pass."""
+
+    logits_TE: Tensor
+    """Router logits, fp32, with gradient."""
+    selected_TK: Tensor
+    """Chosen experts, best first."""
+
+
+class Router(nn.Module):
+    """Softmax gate with top-K, a drop-in for the router of transformers' Qwen2-MoE and Qwen3-MoE.
+
+    y = Σ_{i in topK(g)} g_i(x) E_i(x) with g = softmax(W x) (arXiv:2501.11873, section 2). Same parameter name as the
+    stock one, so checkpoints are plain. `forced_balance` replaces the choice by round robin, which loads every expert
+    equally whatever was learned: the lower end of what latency can be.
+    """
+
+    def __init__(self, weight: nn.Parameter, top_k: int, normalize_top_k: bool) -> None:
+        super().__init__()
+        self.weight = weight
+        self.top_k = top_k
+        self.normalize_top_k = normalize_top_k
+        self.forced_balance = False
+
+    @classmethod
+    def like(cls, stock: Any) -> "Router":
+        """A router with the parameters and settings of a stock one, of whichever model."""
+        return cls(stock.weight, stock.top_k, stock.norm_topk_prob)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., H] -> logits [T, E], gates [T, K] and selected experts [T, K]; logits are fp32 also under autocast."""
+        hidden_TH = hidden.reshape(-1, hidden.shape[-1])
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits_TE = F.linear(hidden_TH.float(), self.weight.float())
+            scores_TE = logits_TE.softmax(dim=-1)
+            if self.forced_balance:
+                selected_TK = round_robin(scores_TE, self.top_k)
+                gates_TK = scores_TE.gather(1, selected_TK)
+            else:
+                gates_TK, selected_TK = scores_TE.topk(self.top_k, dim=-1)
+            if self.normalize_top_k:
+                gates_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True)
+        return logits_TE, gates_TK.to(hidden.dtype), selected_TK
+
+
+def round_robin(scores_TE: Tensor, top_k: int) -> Tensor:
+    """Selected experts [T, K] that load all experts equally: token t takes the next K experts in turn."""
+    num_tokens, num_experts = scores_TE.shape
+    return torch.arange(num_tokens * top_k, device=scores_TE.device).view(num_tokens, top_k) % num_experts
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
+    """Collect a `Routing` of each layer, first layer first, from the forward pass inside the block.
+
+    Recording ends with the block, so that the recomputation of activation checkpointing is not counted again.
+    """
+    recorded: list[Routing] = []
+
+    def record(_module: nn.Module, _inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        recorded.append(Routing(logits_TE=output[0], selected_TK=output[2]))
+
+    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, Router)]
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,128 @@
+"""Our router and dispatch change nothing: same parameters, same logits, same gradients as the stock model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, Qwen3MoeForCausalLM
+
+from moe.config import ModelConfig
+from moe.model.build import build_model, num_parameters, routers, use_our_parts
+from moe.model.objective import Objective
+from moe.model.router import record_routing
+
+SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_experts": 8, "top_k": 3, "expert_size": 16}
+
+
+def build(num_shared_experts: int = 0, normalize_top_k: bool = False) -> PreTrainedModel:
+    config = ModelConfig(**SIZES, num_shared_experts=num_shared_experts, normalize_top_k=normalize_top_k)
+    return build_model(config, vocab_size=300, max_tokens=64, seed=1)
+
+
+def loss_and_gradients(model: PreTrainedModel, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("num_shared_experts", [0, 2])
+@pytest.mark.parametrize("normalize_top_k", [False, True])
+def test_logits_and_gradients_equal_the_stock_model(num_shared_experts: int, normalize_top_k: bool) -> None:
+    ours = build(num_shared_experts, normalize_top_k).double()
+    stock = type(ours)(ours.config).double()
+    stock.load_state_dict(ours.state_dict())
+    stock.set_experts_implementation("eager")
+    assert not routers(stock)
+    tokens = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
+    loss, gradients = loss_and_gradients(ours, tokens)
+    stock_loss, stock_gradients = loss_and_gradients(stock, tokens)
+    # The router's arithmetic is fp32 in both.
+    assert torch.allclose(loss, stock_loss, rtol=1e-6)
+    assert gradients.keys() == stock_gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, stock_gradients[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_dispatch_equals_a_loop_over_tokens_and_choices() -> None:
+    model = build()
+    experts = model.model.layers[0].mlp.experts
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(17, 32, generator=generator)
+    gates = torch.rand(17, 3, generator=generator)
+    selected = torch.randint(0, 7, (17, 3), generator=generator)  # expert 7 gets no token
+    with torch.no_grad():
+        found = experts(hidden, selected, gates)
+        expected = torch.zeros_like(hidden)
+        for t in range(17):
+            for k in range(3):
+                gate, up = (experts.gate_up_proj[selected[t, k]] @ hidden[t]).chunk(2)
+                inner = torch.nn.functional.silu(gate) * up
+                expected[t] += gates[t, k] * (experts.down_proj[selected[t, k]] @ inner)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_forced_balance_loads_every_expert_equally_and_recording_sees_every_layer() -> None:
+    model = build()
+    for router in routers(model):
+        router.forced_balance = True
+    with record_routing(model) as layers:
+        model(input_ids=torch.randint(0, 300, (2, 16)))
+    assert len(layers) == 2
+    for layer in layers:
+        assert torch.bincount(layer.selected_TK.flatten(), minlength=8).tolist() == [12] * 8
+    model(input_ids=torch.randint(0, 300, (2, 16)))
+    assert len(layers) == 2
+
+
+@pytest.mark.parametrize("num_shared_experts", [0, 2])
+def test_checkpoint_loads_without_this_package_and_gives_the_same_logits(tmp_path: Path, num_shared_experts) -> None:
+    model = build(num_shared_experts)
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits
+    model.save_pretrained(tmp_path)
+    script = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    torch.save(model(input_ids=torch.arange(40).view(2, 20)).logits, sys.argv[1] + "/logits.pt")
+assert not any(name == "moe" or name.startswith("moe.") for name in sys.modules)
+"""
+    # An empty folder, so that the package cannot be found from the working directory either.
+    subprocess.run([sys.executable, "-I", "-c", script, str(tmp_path)], check=True, cwd=tmp_path)
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_weights_and_parameters_are_counted() -> None:
+    a, b = build(), build()
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    total, active = num_parameters(a)
+    routed = 2 * 8 * 3 * 32 * 16
+    assert total == sum(p.numel() for p in a.parameters())
+    assert total - active == routed * 5 // 8
+
+
+def test_use_our_parts_keeps_the_parameters_themselves() -> None:
+    stock = Qwen3MoeForCausalLM(build().config)
+    before = dict(stock.named_parameters())
+    after = dict(use_our_parts(stock).named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_bf16_autocast_keeps_the_router_in_fp32_and_the_loss_close() -> None:
+    objective = Objective(build())
+    tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
+    exact = objective(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16), record_routing(objective.model) as layers:
+        rounded = objective(tokens)
+    assert all(layer.logits_TE.dtype == torch.float32 for layer in layers)
+    assert rounded.statistics.scores_LSE.dtype == torch.float32
+    # bf16 has 8 bits of mantissa.
+    assert torch.allclose(rounded.lm_loss.float(), exact.lm_loss, rtol=1e-2)
+    rounded.lm_loss.float().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
