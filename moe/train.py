@@ -1,0 +1,174 @@
+"""Train one run through Accelerate, from its config to a plain checkpoint and a log of metrics.
+
+Writes `model/`, `train.jsonl` and, last, `train.json` into the run's folder; checkpoints and the unfinished log live in
+the state folder, and a call that finds them there continues to bit-identical weights.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from moe import provenance
+from moe.checkpoint import load_checkpoint, save_checkpoint
+from moe.config import HardwareConfig, RunConfig
+from moe.data.order import SampleOrder, read_batch
+from moe.data.packing import read_packed
+from moe.model.build import build_model, num_parameters
+from moe.model.objective import Objective
+from moe.progress import Progress
+from moe.settings import ConfigError, digest
+from moe.step import Step, Stopwatch, make_optimizer, split_batch
+
+
+def train(
+    config: RunConfig, *, run: str, data_folder: Path, run_folder: Path, state_folder: Path, hardware: HardwareConfig
+) -> None:
+    """Train `config` on the packed data of `data_folder`; every process of an `accelerate launch` makes this call.
+
+    Raises `ConfigError` where the batch cannot be split over the processes, the tracker is not installed, or the loss
+    is not finite.
+    """
+    settings = config.train
+    torch.set_num_threads(hardware.threads)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        log_with=hardware.tracker,
+        project_dir=str(run_folder / "tracker"),
+    )
+    if hardware.tracker and not accelerator.log_with:
+        raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
+    layout = split_batch(settings, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
+    packed = [read_packed(data_folder, domain.name, "train") for domain in config.data.domains]
+    order = SampleOrder(
+        config.data, [len(p) for p in packed], batch_sequences=settings.batch_sequences, seed=config.seed
+    )
+    model = build_model(
+        config.model, vocab_size=config.data.vocab_size, max_tokens=config.data.sequence_length, seed=config.seed
+    )
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    objective = Objective(model.to(accelerator.device)).train()
+    optimizer = make_optimizer(settings, objective)
+    first_step = load_checkpoint(state_folder, objective, optimizer)
+    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    step_once = Step(
+        config,
+        objective=objective,
+        prepared=prepared,
+        optimizer=prepared_optimizer,
+        accelerator=accelerator,
+        layout=layout,
+    )
+    if hardware.tracker:
+        accelerator.init_trackers(run)
+    log = _Log(state_folder / "train.jsonl", first_step) if accelerator.is_main_process else None
+    tokens_per_step = settings.batch_sequences * config.data.sequence_length
+    progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
+
+    for step in range(first_step, settings.steps):
+        done = step + 1
+        save = done % hardware.checkpoint_every == 0 or done == settings.steps
+        measure = save or done % hardware.log_every == 0
+        stopwatch = Stopwatch(accelerator.device, measure=measure)
+        tokens_BN = read_batch(packed, *order.batch(step))
+        stopwatch.lap("data")
+        metrics = step_once(step, tokens_BN, stopwatch, measure=measure)
+        if metrics is not None and hardware.tracker:
+            accelerator.log(_flat(metrics), step=done)
+        if log is not None and progress is not None:
+            progress.advance(done, None if metrics is None else metrics["lm_loss"])
+            if metrics is not None:
+                log.write({"step": done, "tokens": done * tokens_per_step, **metrics, "seconds": stopwatch.seconds})
+            if save:
+                save_checkpoint(state_folder, done, objective, optimizer)
+    if log is not None and progress is not None:
+        progress.close()
+        _finish(config, run, log.lines, data_folder, run_folder, objective, layout.num_ranks, accelerator.device)
+        shutil.rmtree(state_folder)
+    # DDP goes before its process group: as the group's last owner it would wait, with the interpreter's lock held, for
+    # gloo's threads, and those wait for that lock.
+    del prepared, prepared_optimizer, step_once
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
+class _Log:
+    """`train.jsonl` while it grows; on a resume, lines beyond the checkpoint are dropped, since they come again."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if first_step and path.exists():
+            # A line that was cut off in mid-write lies beyond the checkpoint too.
+            whole = path.read_text().split("\n")[:-1]
+            self.lines = [record for record in map(json.loads, whole) if record["step"] <= first_step]
+        path.write_text("".join(json.dumps(record) + "\n" for record in self.lines))
+        self._last_step, self._last_time = first_step, time.perf_counter()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line, with the speed since the line before."""
+        now = time.perf_counter()
+        tokens = record["tokens"] // record["step"] * (record["step"] - self._last_step)
+        record = {**record, "tokens_per_second": tokens / (now - self._last_time)}
+        self._last_step, self._last_time = record["step"], now
+        self.lines.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """Scalars for a tracker: the mean over layers of every per-layer metric, one balance value per term."""
+    flat = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    for i, values in enumerate(metrics["balance"]):
+        flat[f"balance/{i}"] = sum(values) / len(values)
+    for name in ("z_loss", "max_vio_global", "max_vio_micro", "load_entropy", "dead_experts"):
+        flat[name] = sum(metrics[name]) / len(metrics[name])
+    return flat
+
+
+def _finish(
+    config: RunConfig,
+    run: str,
+    lines: list[dict[str, Any]],
+    data_folder: Path,
+    run_folder: Path,
+    objective: Objective,
+    num_ranks: int,
+    device: torch.device,
+) -> None:
+    """Write the run's outputs, `train.json` last."""
+    with provenance.complete_folder(run_folder / "model") as folder:
+        objective.model.save_pretrained(folder)
+        shutil.copytree(data_folder / "tokenizer", folder, dirs_exist_ok=True)
+    with provenance.complete_file(run_folder / "train.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    total, active = num_parameters(objective.model)
+    # Each line carries the speed since the line before, so the seconds survive any number of resumes.
+    starts = [0, *(line["tokens"] for line in lines[:-1])]
+    seconds = sum((line["tokens"] - a) / line["tokens_per_second"] for a, line in zip(starts, lines, strict=True))
+    record = provenance.stamp(
+        "moe-train/1",
+        device=provenance.cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        run=run,
+        seed=config.seed,
+        config_hash=digest(config),
+    )
+    record |= {
+        "processes": num_ranks,
+        "threads": torch.get_num_threads(),
+        "steps": config.train.steps,
+        "tokens": lines[-1]["tokens"],
+        "parameters": total,
+        "active_parameters": active,
+        "seconds": seconds,
+        "tokens_per_second": lines[-1]["tokens"] / seconds,
+        "weights_sha256": provenance.sha256_of(run_folder / "model" / "model.safetensors"),
+        "final": lines[-1],
+    }
+    provenance.write_json(run_folder / "train.json", record)
