@@ -1,0 +1,245 @@
+"""Tidy frames of one experiment, from the records alone: one row per run, domain, layer, step or task.
+
+Every frame starts with `arm` and `seed`. What a run does not have is NaN here and "not run" once it is written.
+"""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe.analysis import specialisation
+from moe.analysis.statistics import PairedDifference, paired_difference
+from moe.report.records import Records, Run
+
+RUN_MEASURES = {
+    "heldout_nats": "held-out loss (nats/token)",
+    "bits_per_byte": "bits per byte",
+    "perplexity": "Avg PPL",
+    "divergence": "JSD between domains (nats)",
+    "information": "mutual information domain–expert (nats)",
+    "max_vio": "MaxVio",
+}
+"""Measures of one run and their names in tables. The last three are means over layers of the held-out routing."""
+
+
+def _runs(records: Records, experiment: str) -> list[tuple[str, int, Run]]:
+    arms = records.arms(experiment).items()
+    return [(arm, seed, run) for arm, seeds in arms for seed, run in sorted(seeds.items())]
+
+
+def run_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run: its windows and the columns of `RUN_MEASURES`."""
+    layers = layer_frame(records, experiment)
+    means = layers.groupby(["arm", "seed"], sort=False)[["divergence", "information", "max_vio"]].mean()
+    rows = []
+    for arm, seed, run in _runs(records, experiment):
+        average = run.evaluation.average
+        rows.append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "windows": " + ".join(str(window) for window in run.windows) or "none",
+                "heldout_nats": average.nats,
+                "bits_per_byte": average.bits_per_byte,
+                "perplexity": average.perplexity,
+                **means.loc[(arm, seed)],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def domain_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run and domain: held-out loss, perplexity, bits per byte, tokens."""
+    return pd.DataFrame(
+        {"arm": arm, "seed": seed, "domain": domain, **values.model_dump()}
+        for arm, seed, run in _runs(records, experiment)
+        for domain, values in run.evaluation.heldout.items()
+    )
+
+
+def layer_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run and layer: measures of specialisation and load on the held-out text."""
+    frames = []
+    for arm, seed, run in _runs(records, experiment):
+        routing = run.routing
+        frequency = specialisation.selection_frequency(routing.counts_DLE)
+        # Mean of the domains' frequencies: domains weigh the same in the load, too.
+        load = frequency.mean(axis=0)
+        several = len(routing.domains) > 1
+        columns = {
+            "arm": arm,
+            "seed": seed,
+            "layer": np.arange(len(load)),
+            "divergence": specialisation.pairwise_divergence(frequency) if several else np.nan,
+            "information": specialisation.mutual_information(frequency),
+            "top_k_score_sum": specialisation.top_k_score_sum(routing.scores_DLE, routing.tokens_D).mean(axis=0),
+            "largest_frequency": frequency.max(axis=-1).mean(axis=0),
+            "max_vio": specialisation.max_violation(load),
+            "load_entropy": specialisation.load_entropy(load),
+        }
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def score_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run, layer and domain: mean sum of the top-K scores, and its uniform level K / E."""
+    rows = []
+    for arm, seed, run in _runs(records, experiment):
+        routing = run.routing
+        uniform = routing.top_k / routing.counts_DLE.shape[-1]
+        for d, sums in enumerate(specialisation.top_k_score_sum(routing.scores_DLE, routing.tokens_D)):
+            base = {"arm": arm, "seed": seed, "domain": routing.domains[d]}
+            rows += [base | {"layer": i, "top_k_score_sum": value, "uniform": uniform} for i, value in enumerate(sums)]
+    return pd.DataFrame(rows)
+
+
+def selection_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run, layer, domain and expert: the share of the domain's selections that chose the expert."""
+    frames = []
+    for arm, seed, run in _runs(records, experiment):
+        frequency = specialisation.selection_frequency(run.routing.counts_DLE)
+        names = [run.routing.domains, *(range(size) for size in frequency.shape[1:])]
+        index = pd.MultiIndex.from_product(names, names=["domain", "layer", "expert"])
+        frame = pd.DataFrame({"selection_frequency": frequency.ravel()}, index=index).reset_index()
+        frames.append(frame.assign(arm=arm, seed=seed, uniform=1 / frequency.shape[-1]))
+    frame = pd.concat(frames, ignore_index=True)
+    return frame[["arm", "seed", "layer", "domain", "expert", "selection_frequency", "uniform"]]
+
+
+def curve_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run and logged step; the balance loss of each term and MaxVio are means over layers."""
+    rows = []
+    for arm, seed, run in _runs(records, experiment):
+        for line in run.curve:
+            terms = {f"balance_{i}": np.mean(layers) for i, layers in enumerate(line.balance)}
+            loads = {"max_vio_global": np.mean(line.max_vio_global), "max_vio_micro": np.mean(line.max_vio_micro)}
+            rows.append({"arm": arm, "seed": seed, "step": line.step, "lm_loss": line.lm_loss, **terms, **loads})
+    return pd.DataFrame(rows)
+
+
+CHANCE = {
+    r"hellaswag|arc_|mmlu|ceval|heldout_continuation|openbookqa|sciq": 0.25,
+    r"piqa|winogrande|boolq|copa": 0.5,
+    r"lambada|gsm8k|heldout_last_word": 0.0,
+}
+"""Accuracy of guessing, by the name of the task."""
+
+
+def task_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run, lm-eval task and metric: value, standard error over documents, documents, chance level.
+
+    `part_of` names the group that a task is averaged into, or is "none".
+    Empty where no task was run. NaN stands where a metric has no chance level, or lm-eval gives no error.
+    """
+    rows = []
+    for arm, seed, run in _runs(records, experiment):
+        record = run.evaluation.lm_eval or {}
+        members = record.get("group_subtasks") or {}
+        parents = {task: group for group, tasks in members.items() for task in tasks}
+        for task, results in ((record.get("results") or {}) | (record.get("groups") or {})).items():
+            chance = next((level for pattern, level in CHANCE.items() if re.match(pattern, task)), math.nan)
+            for key, value in results.items():
+                metric, _, rule = key.partition(",")
+                if not _is_number(value) or metric.endswith("_stderr") or not rule:
+                    continue
+                error = results.get(f"{metric}_stderr,{rule}")
+                rows.append(
+                    {
+                        "arm": arm,
+                        "seed": seed,
+                        "task": task,
+                        "part_of": parents.get(task, "none"),
+                        "metric": metric if rule == "none" else f"{metric} ({rule})",
+                        "value": value,
+                        "stderr": error if _is_number(error) else math.nan,
+                        "documents": _documents(record, task),
+                        "chance": chance if metric in ("acc", "acc_norm", "exact_match") else math.nan,
+                    }
+                )
+    columns = ["arm", "seed", "task", "part_of", "metric", "value", "stderr", "documents", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _documents(record: dict[str, Any], task: str) -> float:
+    """Documents of a task, or of all tasks of a group; NaN where the record does not say."""
+    count = (record.get("n-samples") or {}).get(task)
+    if count:
+        return count["effective"]
+    parts = (record.get("group_subtasks") or {}).get(task)
+    return sum(_documents(record, part) for part in parts) if parts else math.nan
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def latency_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per run: medians and 95th percentiles in milliseconds, NaN where the run was not timed."""
+    rows = []
+    for arm, seed, run in _runs(records, experiment):
+        row: dict[str, object] = {"arm": arm, "seed": seed}
+        timing = run.timing
+        steps = timing.train_step_seconds if timing else [math.nan]
+        row |= {"train_step_ms": 1e3 * float(np.median(steps)), "repetitions": len(steps) if timing else 0}
+        for routing in ("learned", "balanced"):
+            for phase in ("prefill", "decode"):
+                seconds = getattr(getattr(timing, routing), f"{phase}_seconds") if timing else [math.nan]
+                p50, p95 = 1e3 * np.percentile(seconds, (50, 95))
+                row |= {f"{phase}_{routing}_p50_ms": p50, f"{phase}_{routing}_p95_ms": p95}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def step_frame(records: Records, experiment: str) -> pd.DataFrame:
+    """One row per timed training step: `seconds` of each repetition of each run that was timed."""
+    rows = [
+        {"arm": arm, "seed": seed, "repetition": i, "seconds": seconds}
+        for arm, seed, run in _runs(records, experiment)
+        for i, seconds in enumerate(run.timing.train_step_seconds if run.timing else [])
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "repetition", "seconds"])
+
+
+def arm_difference(
+    frame: pd.DataFrame, measure: str, first: str, second: str, *, pairs: tuple[str, ...] = ("seed",)
+) -> PairedDifference | None:
+    """Difference of two arms in a column, paired over the seeds that both have; None where they share no seed.
+
+    `frame` has one row per arm and value of the `pairs` columns; rows without a value are left out.
+    """
+    known = frame.dropna(subset=[measure]).set_index(list(pairs))
+    a, b = (known.loc[known["arm"] == arm, measure] for arm in (first, second))
+    both = a.index.intersection(b.index)
+    return paired_difference(a[both].tolist(), b[both].tolist()) if len(both) else None
+
+
+def window_groups(records: Records, experiment: str) -> list[list[tuple[int, str]]]:
+    """Curves over the balance window: lists of (window, arm) of the arms that differ in nothing but one term's window.
+
+    Empty unless at least two windows can be compared.
+    """
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for arm, seeds in records.arms(experiment).items():
+        run = next(iter(seeds.values()))
+        if len(run.windows) == 1:
+            term = run.config.balance.terms[0].model_copy(update={"window": "global"})
+            balance = run.config.balance.model_copy(update={"terms": (term,)})
+            rest = run.config.model_copy(update={"balance": balance, "seed": 0}).model_dump_json()
+            groups.setdefault(rest, []).append((run.windows[0], arm))
+    curves = [sorted(group) for group in groups.values()]
+    return curves if any(group[0][0] != group[-1][0] for group in curves) else []
+
+
+def end_arms(records: Records, experiment: str) -> tuple[str, str]:
+    """The two arms that pictures of routing compare: smallest and largest window, else the first contrast, else the
+    first and the last arm."""
+    curves = window_groups(records, experiment)
+    if curves:
+        longest = max(curves, key=len)
+        return longest[0][1], longest[-1][1]
+    contrasts = records.contrasts(experiment)
+    arms = list(records.arms(experiment))
+    return (contrasts[0][1], contrasts[0][0]) if contrasts else (arms[0], arms[-1])

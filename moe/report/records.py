@@ -1,0 +1,245 @@
+"""Read `runs.json` and the records of its runs, checked once, so that tables and figures can rely on them.
+
+A file that is missing or damaged raises `ConfigError`, which names it and the command that makes it again. Only
+`latency.json`, beside `runs.json`, may be absent or leave runs out: what was not timed says "not run".
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow.lib
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from moe.config import Experiment, LatencyConfig, Name, RunConfig, window_sequences
+from moe.settings import ConfigError
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A part of a record: the fields that the report reads; others may follow."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Stamp(Part):
+    """What made a record."""
+
+    code: str
+    versions: dict[str, str] = {}
+    device: str = "unknown"
+    config_hash: str = ""
+
+
+class TrainRecord(Stamp):
+    """`train.json`."""
+
+    schema_: Literal["moe-train/1"] = Field(alias="schema")
+    steps: int
+    tokens: int
+    parameters: int
+    active_parameters: int
+    seconds: Finite
+    processes: int = 1
+    weights_sha256: str = ""
+
+
+class CurveLine(Part):
+    """One line of `train.jsonl`."""
+
+    step: int
+    lm_loss: Finite
+    balance: list[list[Finite]]
+    max_vio_global: list[Finite]
+    max_vio_micro: list[Finite]
+
+
+class Heldout(Part):
+    """Held-out loss of one domain."""
+
+    nats: Finite
+    perplexity: Finite
+    bits_per_byte: Finite
+    tokens: int
+
+
+class Average(Part):
+    """Means over the domains."""
+
+    nats: Finite
+    perplexity: Finite
+    bits_per_byte: Finite
+
+
+class EvaluationRecord(Stamp):
+    """`evaluation.json`; `lm_eval` is lm-eval's own record."""
+
+    schema_: Literal["moe-evaluation/1"] = Field(alias="schema")
+    heldout: dict[str, Heldout] = Field(min_length=1)
+    average: Average
+    lm_eval: dict[str, Any] | None = None
+
+
+class Phases(Part):
+    """Latencies of one kind of routing: seconds of each prefill, and of each decoded position, of the whole batch."""
+
+    prefill_seconds: list[Finite] = Field(min_length=1)
+    decode_seconds: list[Finite] = Field(min_length=1)
+
+
+class Timing(Part):
+    """Latencies of one run; a training step is timed once in every repetition."""
+
+    train_step_seconds: list[Finite] = Field(min_length=1)
+    learned: Phases
+    balanced: Phases
+
+
+class LatencyRecord(Stamp):
+    """`latency.json`: runs that were timed side by side, repetition by repetition."""
+
+    schema_: Literal["moe-latency/1"] = Field(alias="schema")
+    settings: LatencyConfig
+    runs: dict[str, Timing]
+
+
+class Routing:
+    """Routing of the held-out text: arrays over domains, layers and experts (D, L, E), and tokens of each domain."""
+
+    def __init__(self, table: pd.DataFrame, top_k: int) -> None:
+        self.domains = list(dict.fromkeys(table["domain"]))
+        self.top_k = top_k
+        size = len(self.domains), table["layer"].nunique(), table["expert"].nunique()
+        table = table.assign(domain=table["domain"].map({name: d for d, name in enumerate(self.domains)}))
+        table = table.sort_values(["domain", "layer", "expert"])
+        self.counts_DLE = table["tokens"].to_numpy(dtype=np.float64).reshape(size)
+        self.scores_DLE = table["top_k_score_sum"].to_numpy(dtype=np.float64).reshape(size)
+        # Every token makes top_k selections in every layer.
+        self.tokens_D = self.counts_DLE[:, 0].sum(axis=-1) / top_k
+
+
+class Run:
+    """One run of the table and its records: config, train, curve (the logged steps), evaluation, routing, timing."""
+
+    def __init__(self, folder: Path, seed: int, data: str, timing: Timing | None, remedy: str) -> None:
+        self.seed, self.data = seed, data
+        self.config: RunConfig = read_record(RunConfig, folder / "config.json", remedy)
+        self.train: TrainRecord = read_record(TrainRecord, folder / "train.json", remedy)
+        self.curve = _curve(folder / "train.jsonl", remedy)
+        self.evaluation: EvaluationRecord = read_record(EvaluationRecord, folder / "evaluation.json", remedy)
+        self.routing = _routing(folder / "routing.parquet", self.config.model.top_k, remedy)
+        self.timing = timing
+
+    @property
+    def windows(self) -> list[int]:
+        """Window of each balance term, in sequences (the paper's Balance BSZ)."""
+        return [window_sequences(term, self.config.train) for term in self.config.balance.terms]
+
+
+class Entry(Part):
+    """One row of the runs table."""
+
+    run: str
+    experiment: str
+    arm: str
+    labels: dict[str, str]
+    seed: int
+    data: str
+
+
+class RunsTable(Part):
+    """`runs.json`: which runs belong to which arm of which experiment."""
+
+    schema_: Literal["moe-runs/1"] = Field(alias="schema")
+    scale: str
+    description: str = ""
+    settings: dict[str, Any] = {}
+    experiments: dict[Name, Experiment]
+    runs: list[Entry]
+
+
+class Records:
+    """A runs table with the records of its runs; runs that experiments share are read once."""
+
+    def __init__(self, table: Path, runs: Path) -> None:
+        remedy = "snakemake --config scale=" + table.parent.name
+        self.path = table
+        self.table: RunsTable = read_record(RunsTable, table, remedy)
+        remedy = f"snakemake --config scale={self.table.scale}"
+        timed = table.parent / "latency.json"
+        self.latency: LatencyRecord | None = read_record(LatencyRecord, timed, remedy) if timed.exists() else None
+        timings = self.latency.runs if self.latency else {}
+        rows = {row.run: row for row in self.table.runs}
+        self.runs = {
+            name: Run(runs / name, row.seed, row.data, timings.get(name), remedy) for name, row in rows.items()
+        }
+        for name, experiment in self.table.experiments.items():
+            known = self.arms(name)
+            if not known:
+                raise ConfigError(f"{table}: experiment '{name}' has no run; make the table again with: {remedy}")
+            for arm in {arm for pair in experiment.contrasts for arm in pair} - set(known):
+                raise ConfigError(f"{table}: a contrast of '{name}' names the arm '{arm}'; arms are {', '.join(known)}")
+
+    def arms(self, experiment: str) -> dict[str, dict[int, Run]]:
+        """Arms of an experiment in the order of the table: label -> seed -> run."""
+        arms: dict[str, dict[int, Run]] = {}
+        for row in self.table.runs:
+            if row.experiment == experiment:
+                arms.setdefault(row.arm, {})[row.seed] = self.runs[row.run]
+        return arms
+
+    def contrasts(self, experiment: str) -> list[tuple[str, str]]:
+        """The experiment's contrasts; without any, every arm against the first."""
+        first, *others = self.arms(experiment)
+        return list(self.table.experiments[experiment].contrasts) or [(arm, first) for arm in others]
+
+    def reference(self, experiment: str) -> str:
+        """The arm that others are compared with: the second of the first contrast."""
+        contrasts = self.contrasts(experiment)
+        return contrasts[0][1] if contrasts else next(iter(self.arms(experiment)))
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """The text of a file; `remedy` is the command that makes the file, for the `ConfigError` if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: missing; make it with: {remedy}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error), remedy) from None
+
+
+def read_record(schema: Any, path: Path, remedy: str) -> Any:
+    """A JSON file checked against a type; `ConfigError` with the `remedy` if it is missing or damaged."""
+    return _validated(schema, read_text(path, remedy), path, remedy)
+
+
+def _curve(path: Path, remedy: str) -> list[CurveLine]:
+    lines = read_text(path, remedy).splitlines()
+    if not lines:
+        raise _damaged(path, "it is empty", remedy)
+    return [_validated(CurveLine, line, path, remedy) for line in lines]
+
+
+def _routing(path: Path, top_k: int, remedy: str) -> Routing:
+    try:
+        return Routing(pd.read_parquet(path), top_k)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: missing; make it with: {remedy}") from None
+    except (OSError, pyarrow.lib.ArrowException, KeyError, ValueError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}", remedy) from None
+
+
+def _validated(schema: Any, text: str, path: Path, remedy: str) -> Any:
+    try:
+        return TypeAdapter(schema).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _damaged(path, f"{where}: {first['msg']}" if where else first["msg"], remedy) from None
+
+
+def _damaged(path: Path, reason: str, remedy: str) -> ConfigError:
+    return ConfigError(f"{path}: damaged ({' '.join(reason.split())}); delete it and run: {remedy}")

@@ -1,0 +1,116 @@
+"""All tables of a scale, written as files.
+
+`write_tables` writes `<experiment>-<table>.csv` and `.md`, `paper.csv` and `.md`, and `index.json`, which the page is
+made from.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moe.provenance import complete_folder, write_json
+from moe.report import claims, measures, paper, text
+from moe.report.comparison_tables import contrast_table, headline_table
+from moe.report.measurement_tables import downstream_table, latency_table, layer_table, perplexity_table
+from moe.report.records import Records
+from moe.report.table import Table
+
+DATA: dict[str, Callable[[Records, str], pd.DataFrame]] = {
+    "runs": measures.run_frame,
+    "domains": measures.domain_frame,
+    "curves": measures.curve_frame,
+    "routing": measures.layer_frame,
+    "scores": measures.score_frame,
+    "selection": measures.selection_frame,
+    "tasks": measures.task_frame,
+    "timing": measures.latency_frame,
+    "steps": measures.step_frame,
+}
+"""Data behind the figures, one row per run and more: files that the page links to without showing them."""
+SHOWN = (headline_table, contrast_table, perplexity_table, downstream_table, layer_table, latency_table)
+
+
+def all_tables(records: Records) -> list[Table]:
+    """Every table and data file of every experiment, then the paper's values."""
+    tables = []
+    for experiment in records.table.experiments:
+        tables += [make(records, experiment) for make in SHOWN]
+        for name, make in DATA.items():
+            frame = make(records, experiment).assign(status="measured")
+            tables.append(
+                Table(name, "data", f"Data: {name}", (make.__doc__ or "").split("\n")[0], frame, None, experiment)
+            )
+    return [*tables, paper_table()]
+
+
+def paper_table() -> Table:
+    """The paper's own values."""
+    frame = paper.quoted()
+    keys = list(paper.COLUMNS[:5])
+    wide = frame.pivot_table("value", keys, "measure", sort=False).rename_axis(columns=None)
+    wide = wide.reindex(pd.MultiIndex.from_frame(frame[keys].drop_duplicates()))
+    for measure in wide.columns:
+        digits = 3 if measure == "Avg PPL" else 2
+        wide[measure] = ["–" if math.isnan(value) else text.number(value, digits) for value in wide[measure]]
+    shown = wide.reset_index().assign(status="quoted")
+    caption = (
+        "Values printed in arXiv:2501.11873, quoted: one run each, without error bars; – is not printed there. "
+        "Nothing here was measured by this suite."
+    )
+    return Table("paper", "paper", "The paper's own values", caption, frame, shown)
+
+
+def write_tables(records: Path, runs: Path, out: Path) -> None:
+    """Write every table below `out`, which is replaced as a whole; `records` is `runs.json`, `runs` the folder of runs.
+
+    Raises `ConfigError` for a record that is missing or damaged.
+    """
+    tables = all_tables(Records(records, runs))
+    with complete_folder(out) as folder:
+        for table in tables:
+            table.frame.to_csv(folder / f"{table.file}.csv", index=False, float_format="%.7g", na_rep=text.NOT_RUN)
+            if table.display is not None:
+                (folder / f"{table.file}.md").write_text(markdown(table), encoding="utf-8")
+        write_json(folder / "index.json", [_entry(table) for table in tables])
+
+
+def markdown(table: Table) -> str:
+    """Title, table and caption as GitHub Markdown."""
+    assert table.display is not None
+    lines = [
+        list(table.display.columns),
+        ["---"] * len(table.display.columns),
+        *table.display.astype(str).values.tolist(),
+    ]
+    rows = ["| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines]
+    title = f"{table.experiment}: {table.title}" if table.experiment else table.title
+    return f"### {_cell(title)}\n\n" + "\n".join(rows) + f"\n\n{_cell(table.caption)}\n"
+
+
+def headline_text(records: Path, runs: Path) -> str:
+    """The headline sentence and the headline tables as plain text for a terminal.
+
+    `records` is `runs.json`, `runs` the folder of runs; raises `ConfigError` for a record that is missing or damaged.
+    """
+    book = Records(records, runs)
+    parts = [claims.headline_claim(book)[2]]
+    for name, experiment in book.table.experiments.items():
+        table = headline_table(book, name).display
+        assert table is not None
+        columns = [column for column in table.columns if column not in ("Balance BSZ (sequences)", "status")]
+        parts.append(f"{experiment.title}\n{table[columns].to_string(index=False)}")
+    return "\n\n".join(parts)
+
+
+def _entry(table: Table) -> dict[str, Any]:
+    shown = table.display
+    head = {"name": table.name, "file": table.file, "experiment": table.experiment, "section": table.section}
+    content = {"columns": list(shown.columns), "rows": shown.astype(str).values.tolist()} if shown is not None else {}
+    return head | {"title": table.title, "caption": table.caption} | content
+
+
+def _cell(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,55 @@
+"""Synthetic records, and everything that is drawn from them, made once for all tests of the report."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from moe.report.figures import write_figures
+from moe.report.page import write_page
+from moe.report.tables import write_tables
+
+_spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).with_name("synthetic.py"))
+assert _spec and _spec.loader
+synthetic_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(synthetic_module)
+
+
+def draw(root, **options):
+    """Records, tables, figures and page below `root`."""
+    records, runs = synthetic_module.write_records(root, **options)
+    write_tables(records, runs, root / "tables")
+    write_figures(records, runs, root / "figures")
+    write_page(records, runs, root / "tables", root / "figures", root / "report" / "index.html")
+    return SimpleNamespace(
+        root=root, records=records, runs=runs, tables=root / "tables", figures=root / "figures",
+        page=(root / "report" / "index.html").read_text(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def synthetic():
+    """The module that writes synthetic records."""
+    return synthetic_module
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """The headline experiment: four arms, three seeds."""
+    return draw(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory):
+    """One seed, no latency, no task, no window axis, and names that are HTML."""
+    markup = "<script>alert('x')</script>"
+    arms = {f"{markup} $1 & $2": {}, "high": {"train.learning_rate": 0.01}, "none": {"balance.terms": []}}
+    experiment = {
+        "title": f"Rates {markup}", "question": "Which rate?", "prediction": "None.",
+        "axes": {"rate": {"arms": arms}},
+    }  # fmt: skip
+    experiments = {"rates": synthetic_module.Experiment.model_validate(experiment)}
+    domains = (markup, *synthetic_module.DOMAINS[1:])
+    root = tmp_path_factory.mktemp("hostile")
+    return draw(root, experiments=experiments, seeds=(5,), domains=domains, latency=False, tasks=False)

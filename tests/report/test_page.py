@@ -1,0 +1,112 @@
+"""The page stands alone, says what the numbers say, and shows names as text."""
+
+import base64
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import pytest
+
+from moe.provenance import code_fingerprint
+from moe.report.page import write_page
+from moe.settings import ConfigError
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, *tags):
+        return [attributes for tag, attributes in self.found if tag in tags]
+
+
+def test_nothing_is_loaded_from_elsewhere(drawn, hostile):
+    for page in (drawn.page, hostile.page):
+        elements = Elements(page)
+        assert not elements.named("script", "iframe", "object", "embed")
+        for tag, attributes in elements.found:
+            for name in ("src", "href", "srcset", "poster", "action"):
+                value = attributes.get(name) or ""
+                assert not re.match(r"(?i)\s*(https?:|//|file:)", value), (tag, value[:80])
+                if tag in ("img", "link"):
+                    assert value.startswith("data:") or not value
+        assert "@import" not in page
+        assert "url(" not in page
+
+
+def test_links_lead_to_the_data_behind_every_figure_and_copies_are_carried_along(drawn):
+    elements = Elements(drawn.page)
+    folder = drawn.root / "report"
+    ids = {attributes["id"] for _, attributes in elements.found if attributes.get("id")}
+    for link in elements.named("a"):
+        if link["href"].startswith("#"):
+            assert link["href"][1:] in ids
+        elif not link["href"].startswith("data:"):
+            assert (folder / unquote(link["href"])).exists()
+    carried = {link["download"]: link["href"] for link in elements.named("a") if "download" in link}
+    assert set(carried) == {path.name for path in drawn.tables.glob("*.csv")}
+    for name, source in carried.items():
+        assert base64.b64decode(source.split(",", 1)[1]) == (drawn.tables / name).read_bytes()
+
+
+def test_names_that_are_markup_show_as_text(hostile):
+    assert "<script" not in hostile.page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in hostile.page
+
+
+def test_the_page_is_marked_up_for_readers_of_every_kind(drawn):
+    elements = Elements(drawn.page)
+    assert elements.named("html")[0]["lang"] == "en"
+    assert any(meta.get("name") == "viewport" for meta in elements.named("meta"))
+    levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert levels.count(1) == 1
+    assert all(image["alt"] for image in elements.named("img"))
+    assert len(elements.named("caption")) == len(elements.named("table"))
+    assert all(cell.get("scope") in ("col", "row") for cell in elements.named("th"))
+    ids = [attributes["id"] for _, attributes in elements.found if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_figure_and_shown_table_is_on_the_page_once(drawn):
+    entries = json.loads((drawn.figures / "index.json").read_text())
+    images = Elements(drawn.page).named("img")
+    assert len(images) == len(entries)
+    tables = [entry for entry in json.loads((drawn.tables / "index.json").read_text()) if entry.get("rows")]
+    assert len(Elements(drawn.page).named("table")) == len(tables) + 1  # and the list of runs
+
+
+def test_the_headline_says_what_the_interval_says(drawn, hostile):
+    assert "lowers the held-out loss" in drawn.page
+    assert "The paper&#39;s claim holds at this scale." in drawn.page
+    assert "no interval" in hostile.page
+    assert "claim holds" not in hostile.page
+
+
+def test_a_run_of_other_code_is_marked_stale(tmp_path, drawn):
+    out = tmp_path / "index.html"
+    run = drawn.runs / "balance_window-0-s0" / "train.json"
+    original = run.read_text()
+    try:
+        run.write_text(original.replace(code_fingerprint(), "0" * 12))
+        write_page(drawn.records, drawn.runs, drawn.tables, drawn.figures, out)
+    finally:
+        run.write_text(original)
+    assert out.read_text().count('class="stale"') == 1
+    assert "1 of 12" in out.read_text()
+    assert 'class="stale"' not in drawn.page
+
+
+def test_missing_tables_are_named(tmp_path, drawn):
+    with pytest.raises(ConfigError, match=r"index\.json: missing; make it with: snakemake"):
+        write_page(drawn.records, drawn.runs, tmp_path / "none", drawn.figures, tmp_path / "index.html")

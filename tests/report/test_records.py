@@ -1,0 +1,57 @@
+"""A record that is missing or damaged is named, with the command that makes it again."""
+
+import json
+
+import pytest
+
+from moe.report.records import Records
+from moe.report.tables import write_tables
+from moe.settings import ConfigError
+
+FILES = ("config.json", "train.json", "train.jsonl", "evaluation.json", "routing.parquet")
+
+
+@pytest.fixture
+def copy(tmp_path, synthetic):
+    return synthetic.write_records(tmp_path, seeds=(0,))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_record_is_named_with_its_command_and_leaves_nothing(copy, tmp_path, name):
+    missing = next(copy[1].iterdir()) / name
+    missing.unlink()
+    with pytest.raises(ConfigError, match="missing; make it with: snakemake --config scale=cpu") as error:
+        write_tables(*copy, tmp_path / "tables")
+    assert str(missing) in str(error.value)
+    assert not (tmp_path / "tables").exists()
+
+
+@pytest.mark.parametrize("name", [*FILES, "../../latency.json", "../../runs.json"])
+def test_a_damaged_record_is_named_with_its_command(copy, tmp_path, name):
+    damaged = (next(copy[1].iterdir()) / name).resolve()
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    with pytest.raises(ConfigError, match=r"damaged .*; delete it and run: snakemake") as error:
+        write_tables(*copy, tmp_path / "tables")
+    assert str(damaged) in str(error.value)
+
+
+def test_a_record_of_another_schema_or_with_nan_is_damaged(copy, tmp_path):
+    path = next(copy[1].iterdir()) / "evaluation.json"
+    good = json.loads(path.read_text())
+    for bad in (good | {"schema": "moe-evaluation/9"}, good | {"average": good["average"] | {"nats": float("nan")}}):
+        path.write_text(json.dumps(bad))
+        with pytest.raises(ConfigError, match="damaged"):
+            write_tables(*copy, tmp_path / "tables")
+
+
+def test_a_missing_runs_table_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"runs\.json: missing"):
+        Records(tmp_path / "runs.json", tmp_path)
+
+
+def test_a_contrast_of_an_unknown_arm_is_refused(copy):
+    table = json.loads(copy[0].read_text())
+    table["experiments"]["balance_window"]["contrasts"] = [["global", "glbal"]]
+    copy[0].write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match="names the arm 'glbal'"):
+        Records(*copy)
