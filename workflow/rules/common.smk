@@ -1,0 +1,84 @@
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(workflow.basedir))
+
+from moe.settings import ConfigError, canonical_json, digest
+from moe.cost import describe, estimate
+from moe.locks import join_workflow
+from moe.provenance import code_fingerprint
+from moe.sweep import load_plan
+
+try:
+    PLAN = load_plan(str(config.get("scale", "cpu")))
+except ConfigError as error:
+    sys.exit(f"error: {error}")
+
+HARDWARE = PLAN.scale.hardware
+# How the machine is used is neither input nor param of a rule: it changes no result, so it must retrain nothing.
+HARDWARE_JSON = shlex.quote(canonical_json(HARDWARE))
+# The jobs' `python` is the one that runs Snakemake, whether or not its environment is activated.
+BIN = shlex.quote(str(Path(sys.executable).parent))
+shell.prefix("set -euo pipefail; export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON}; ")
+# A job that asks for every core is alone on the machine.
+ALL_CORES = workflow.cores or 1
+
+if workflow.is_main_process:
+    print(describe(PLAN, estimate(PLAN, cores=ALL_CORES)), file=sys.stderr)
+    if not join_workflow(Path.cwd()):
+        print("another Snakemake works in this folder; wait for it or stop it", file=sys.stderr)
+
+
+wildcard_constraints:
+    scale=PLAN.name,
+    run="[^/]+",
+    data="[0-9a-f]{8}",
+    sets=digest(PLAN.scale.evaluation),
+
+
+def final_output():
+    """What a call without a target makes."""
+    return [f"reports/{PLAN.name}/index.html", f"results/{PLAN.name}/figures", f"results/{PLAN.name}/tables"]
+
+
+def run_json(wildcards):
+    """Resolved config of a run: equal settings give equal text, however the YAML is spelled."""
+    return canonical_json(PLAN.configs[wildcards.run])
+
+
+def data_json(wildcards):
+    """Resolved config of a data set."""
+    return canonical_json(PLAN.data[wildcards.data])
+
+
+def data_folder(run):
+    """Packed data that a run is trained and measured on."""
+    return next(f"results/data/{row.data}/packed" for row in PLAN.rows if row.run == run)
+
+
+def packed_data(wildcards):
+    """`data_folder` as an input."""
+    return data_folder(wildcards.run)
+
+
+def timed_records(wildcards):
+    """The training records of the runs that are timed."""
+    return [f"results/runs/{run}/train.json" for run in PLAN.timed]
+
+
+def timed_data(wildcards):
+    """The data of the runs that are timed."""
+    return sorted({data_folder(run) for run in PLAN.timed})
+
+
+def timed_runs():
+    """The runs that are timed, as arguments."""
+    return [f"--run results/runs/{run} {data_folder(run)}" for run in PLAN.timed]
+
+
+def records(wildcards):
+    """Records that the report reads."""
+    files = ["train.json", "evaluation.json", "routing.parquet"]
+    found = [f"results/runs/{run}/{file}" for run in PLAN.configs for file in files]
+    return [*found, f"results/{PLAN.name}/latency.json"]

@@ -1,0 +1,60 @@
+rule evaluate:
+    input:
+        record="results/runs/{run}/train.json",
+        data=packed_data,
+        sets=f"results/sets/{digest(PLAN.scale.evaluation)}",
+    output:
+        "results/runs/{run}/evaluation.json",
+    log:
+        "results/logs/evaluate/{run}.log",
+    conda:
+        "../../environment.yml"
+    threads: HARDWARE.threads
+    resources:
+        mem_mb=HARDWARE.memory_mb,
+    params:
+        settings=canonical_json(PLAN.scale.evaluation),
+    shell:
+        "python -m moe evaluate --run results/runs/{wildcards.run} --data {input.data} --settings {params.settings:q}"
+        " --out {output} > {log} 2>&1"
+
+
+rule probe:
+    input:
+        record="results/runs/{run}/train.json",
+        data=packed_data,
+    output:
+        "results/runs/{run}/routing.parquet",
+    log:
+        "results/logs/probe/{run}.log",
+    conda:
+        "../../environment.yml"
+    threads: HARDWARE.threads
+    resources:
+        mem_mb=HARDWARE.memory_mb,
+    shell:
+        "python -m moe probe --run results/runs/{wildcards.run} --data {input.data} --out {output} > {log} 2>&1"
+
+
+# Timing needs the machine alone: every core, and after all jobs that may run beside each other.
+rule latency:
+    input:
+        records=timed_records,
+        data=timed_data,
+    output:
+        "results/{scale}/latency.json",
+    log:
+        "results/logs/latency/{scale}.log",
+    priority: -10
+    conda:
+        "../../environment.yml"
+    threads: ALL_CORES
+    resources:
+        machine=1,
+        mem_mb=HARDWARE.memory_mb,
+    params:
+        settings=canonical_json(PLAN.scale.latency),
+        runs=timed_runs(),
+    shell:
+        "python -m moe latency {params.runs} --settings {params.settings:q}"
+        ' --hardware "$MOE_HARDWARE" --out {output} > {log} 2>&1'

@@ -1,0 +1,22 @@
+# The optimizer's state and the position lie in results/state/<run>, which no rule declares: Snakemake deletes the
+# outputs of a failed or killed job, and the next attempt goes on from that state.
+rule train:
+    input:
+        config="results/runs/{run}/config.json",
+        data=packed_data,
+    output:
+        model=directory("results/runs/{run}/model"),
+        curve="results/runs/{run}/train.jsonl",
+        record="results/runs/{run}/train.json",
+    log:
+        "results/logs/train/{run}.log",
+    priority: 10
+    retries: 2
+    conda:
+        "../../environment.yml"
+    threads: HARDWARE.threads * HARDWARE.processes
+    resources:
+        mem_mb=HARDWARE.memory_mb,
+    shell:
+        "python -m moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
+        ' --hardware "$MOE_HARDWARE" 2>&1 | tee -i {log}'
