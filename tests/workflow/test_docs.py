@@ -28,6 +28,14 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
+def test_the_finding_of_the_readme_is_what_its_command_prints() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().replace("\n> ", " ").split())
+    command = next(part for part in readme.split("`") if part.startswith("python -m moe headline"))
+    done = run(ROOT, *command.split()[2:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] in readme
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "project")
