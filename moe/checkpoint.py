@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from moe.provenance import complete_file, sha256_of
 
 KEEP = 2
+STATE = "state"
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights and optimizer state after `step` steps, then drop all but the last `KEEP` checkpoints."""
-    tensors = {f"model.{name}": value.detach() for name, value in _parameters(model).items()}
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
+) -> None:
+    """Write weights, optimizer and what else is carried over after `step` steps, then drop all but the last `KEEP`
+    checkpoints."""
+    tensors = {f"{STATE}.{name}": value for name, value in state.items()}
+    tensors |= {f"model.{name}": value.detach() for name, value in _parameters(model).items()}
     for name, parameter in _parameters(model).items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = torch.as_tensor(value)
@@ -30,26 +35,27 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         old.unlink()
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the newest sound checkpoint and return its number of steps; 0 where there is none."""
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
+    """Restore the newest sound checkpoint; its number of steps and what else was carried over, 0 and nothing where
+    there is none."""
     for path in _checkpoints(folder):
         if sha256_of(path)[:16] == path.stem.split("-")[1]:
-            _restore(load_file(path), model, optimizer)
-            return int(path.stem.split("-")[0])
+            return int(path.stem.split("-")[0]), _restore(load_file(path), model, optimizer)
         print(f"warning: {path} is damaged; training continues from the checkpoint before it", file=sys.stderr)
-    return 0
+    return 0, {}
 
 
-def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     parameters = _parameters(model)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"model.{name}"])
     names = {parameter: name for name, parameter in parameters.items()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    keys = {key.split(".", 1)[0] for key in tensors} - {"model"}
+    keys = {key.split(".", 1)[0] for key in tensors} - {"model", STATE}
     state = {i: {key: tensors[f"{key}.{names[p]}"] for key in keys} for i, p in enumerate(ordered)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{STATE}.")}
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

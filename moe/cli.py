@@ -90,6 +90,7 @@ def train(args: argparse.Namespace) -> None:
             run_folder=args.config.parent,
             state_folder=args.state,
             hardware=hardware,
+            skip_nonfinite=args.skip_nonfinite,
         )
 
 
@@ -181,7 +182,13 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
         "--settings": JSON | {"help": "settings of the evaluation"},
     },
     data: {"--config": FILE, "--out": FILE},
-    train: {"--config": FILE, "--data": FILE, "--state": FILE, "--hardware": JSON},
+    train: {
+        "--config": FILE,
+        "--data": FILE,
+        "--state": FILE,
+        "--hardware": JSON,
+        "--skip-nonfinite": {"action": "store_true", "help": "leave out steps whose gradient is not finite"},
+    },
     evaluate: RUN | {"--settings": JSON},
     probe: RUN,
     latency: {

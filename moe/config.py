@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from moe.settings import Settings
+from moe.settings import ConfigError, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 
@@ -155,13 +155,26 @@ class BalanceTerm(Settings):
     or `train.batch_sequences`."""
     weight: float = Field(default=0.01, ge=0)
     """Coefficient of this loss in the training objective."""
-    estimator: Literal["exact", "prefix"] = "exact"
+    estimator: Literal["exact", "prefix", "previous", "ema"] = "exact"
     """How f is known before the whole window was seen: `exact` counts it first; `prefix` uses the passes so far
-    (arXiv:2501.11873, Algorithm 1). The two agree where a window lies inside one pass."""
+    (arXiv:2501.11873, Algorithm 1). The two agree where a window lies inside one pass. `previous` uses the global batch
+    of the last optimizer step, `ema` a moving average over all steps before; in the first step their loss is 0."""
+    half_life: float | None = Field(default=None, gt=0)
+    """Optimizer steps after which a step weighs half as much in `ema`."""
     start_step: int = Field(default=0, ge=0)
     """First optimizer step with this term."""
     end_step: int | None = Field(default=None, ge=1)
     """First optimizer step without this term; null keeps it to the end."""
+
+
+class BiasConfig(Settings):
+    """Balancing without a loss: a bias on the scores that experts are chosen by, which follows the load
+    (arXiv:2408.15664). Only our router knows it: stock transformers choose without it."""
+
+    window: int | Literal["sequence", "micro", "global"] = "global"
+    """Sequences that the load is pooled over; the update is the mean over the windows of the global batch."""
+    rate: float = Field(default=1e-3, gt=0)
+    """Change of an expert's bias in one optimizer step, u."""
 
 
 class BalanceConfig(Settings):
@@ -171,6 +184,8 @@ class BalanceConfig(Settings):
     """Load-balancing losses that are added up; two terms make the hybrid of the paper's Table 5, none is no balance."""
     z_loss_weight: float = Field(default=1e-3, ge=0)
     """Coefficient of the router z-loss, mean logsumexp(logits)^2 (arXiv:2202.08906)."""
+    bias: BiasConfig | None = None
+    """Selection bias; null chooses by the scores alone."""
 
 
 class TrainConfig(Settings):
@@ -183,8 +198,8 @@ class TrainConfig(Settings):
     micro_sequences: int = Field(default=4, ge=1)
     """Sequences of one micro-batch: the window `micro`, and the unit of the micro-batch metrics."""
     sequences_per_pass: int | None = Field(default=None, ge=1)
-    """Sequences that one process runs in one forward pass; null means `micro_sequences`. More is faster and changes
-    no window, since windows smaller than a pass are grouped inside it."""
+    """Sequences that one process runs in one forward pass, at most; null means `micro_sequences`. More is faster and
+    changes no window: smaller ones are grouped inside a pass, larger ones pooled over passes."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW."""
     final_learning_rate: float = Field(default=2e-4, ge=0)
@@ -221,15 +236,10 @@ class TrainConfig(Settings):
                 f"train.batch_sequences ({self.batch_sequences}) must be a multiple of "
                 f"train.micro_sequences ({self.micro_sequences})"
             )
-        if self.batch_sequences % self.pass_sequences:
+        if self.pass_sequences > self.batch_sequences:
             raise ValueError(
-                f"train.batch_sequences ({self.batch_sequences}) must be a multiple of "
-                f"train.sequences_per_pass ({self.pass_sequences})"
-            )
-        if self.pass_sequences % self.micro_sequences:
-            raise ValueError(
-                f"train.sequences_per_pass ({self.pass_sequences}) must be a multiple of "
-                f"train.micro_sequences ({self.micro_sequences})"
+                f"train.sequences_per_pass ({self.pass_sequences}) cannot exceed train.batch_sequences "
+                f"({self.batch_sequences})"
             )
         return self
 
@@ -247,8 +257,9 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         batch, steps = self.train.batch_sequences, self.train.steps
-        for i, term in enumerate(self.balance.terms):
-            window, where = window_sequences(term, self.train), f"balance.terms.{i}"
+        pooled = {f"balance.terms.{i}": term for i, term in enumerate(self.balance.terms)}
+        for where, item in {**pooled, "balance.bias": self.balance.bias}.items():
+            window = window_sequences(item, self.train) if item else batch
             if not 1 <= window <= batch:
                 raise ValueError(
                     f"{where}.window ({window}) must be between 1 and train.batch_sequences ({batch}): "
@@ -256,6 +267,15 @@ class RunConfig(Settings):
                 )
             if batch % window:
                 raise ValueError(f"{where}.window ({window}) must divide train.batch_sequences ({batch})")
+        for where, term in pooled.items():
+            if term.estimator in ("previous", "ema") and window_sequences(term, self.train) != batch:
+                raise ValueError(
+                    f"{where}.estimator '{term.estimator}' knows whole global batches: {where}.window must be 'global'"
+                )
+            if (term.half_life is None) != (term.estimator != "ema"):
+                raise ValueError(
+                    f"{where}.half_life ({term.half_life}) belongs to the estimator 'ema': give both or neither"
+                )
             if term.start_step >= steps:
                 raise ValueError(
                     f"{where}.start_step ({term.start_step}) must be below train.steps ({steps}): "
@@ -370,7 +390,18 @@ class Experiment(Settings):
     """Pairs of arms whose paired difference, first minus second, is reported."""
 
 
-def window_sequences(term: BalanceTerm, train: TrainConfig) -> int:
-    """Sequences that the term's f is pooled over."""
+def window_sequences(item: BalanceTerm | BiasConfig, train: TrainConfig) -> int:
+    """Sequences that the counts of a term or of the bias are pooled over."""
     named = {"sequence": 1, "micro": train.micro_sequences, "global": train.batch_sequences}
-    return term.window if isinstance(term.window, int) else named[term.window]
+    return item.window if isinstance(item.window, int) else named[item.window]
+
+
+def check_split(train: TrainConfig, processes: int) -> None:
+    """Raise `ConfigError` where the global batch leaves some process without a sequence in some pass."""
+    passes = -(-train.batch_sequences // (train.pass_sequences * processes))
+    if train.batch_sequences < passes * processes:
+        raise ConfigError(
+            f"train.batch_sequences ({train.batch_sequences}) cannot be shared out over hardware.processes "
+            f"({processes}) in {passes} passes of at most train.sequences_per_pass ({train.pass_sequences}): "
+            "take fewer processes or larger passes"
+        )

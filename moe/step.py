@@ -10,25 +10,31 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from moe.balance.controllers import bias_update
+from moe.balance.estimators import Pooling, WindowPool
 from moe.balance.losses import load_balancing_loss, z_loss
 from moe.balance.metrics import dead_experts, load_entropy, max_violation
 from moe.balance.statistics import Statistics
-from moe.balance.windows import Layout, WindowPool, pool
-from moe.config import BalanceTerm, RunConfig, TrainConfig, window_sequences
+from moe.balance.windows import Layout, pool
+from moe.config import BalanceTerm, RunConfig, TrainConfig, check_split, window_sequences
+from moe.model.build import routers
 from moe.model.objective import Objective
-from moe.settings import ConfigError
 
-# L layers, S sequences of a pass, W windows, E experts
+# L layers, B sequences of the batch, S sequences of a pass, N tokens of a sequence, W windows, E experts
+
+
+class NonFiniteError(ArithmeticError):
+    """The gradient of optimizer step `step` (from 0) is not finite; weights and state are those before that step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"step {step + 1}: the gradient is not finite")
+        self.step = step
 
 
 def split_batch(config: TrainConfig, *, num_ranks: int, rank: int) -> Layout:
-    """This rank's share of the global batch; raises `ConfigError` where it does not split evenly."""
-    if config.batch_sequences % (config.pass_sequences * num_ranks):
-        raise ConfigError(
-            f"train.batch_sequences ({config.batch_sequences}) must be a multiple of {num_ranks} processes x "
-            f"train.sequences_per_pass ({config.pass_sequences}): change hardware.processes or one of the two"
-        )
-    return Layout(config.batch_sequences, config.pass_sequences, num_ranks, rank)
+    """This rank's share of the global batch; raises `ConfigError` where some rank would have none."""
+    check_split(config, num_ranks)
+    return Layout.split(config.batch_sequences, pass_sequences=config.pass_sequences, num_ranks=num_ranks, rank=rank)
 
 
 def make_optimizer(config: TrainConfig, module: torch.nn.Module) -> torch.optim.AdamW:
@@ -53,6 +59,11 @@ def is_active(term: BalanceTerm, step: int) -> bool:
     return term.start_step <= step and (term.end_step is None or step < term.end_step)
 
 
+def pooling(term: BalanceTerm, train: TrainConfig) -> Pooling:
+    """Which counts the term wants."""
+    return Pooling(window_sequences(term, train), term.estimator, term.half_life or 0.0)
+
+
 class Stopwatch:
     """Seconds of the parts of a step; it waits for the accelerator only when `measure` asks for a split."""
 
@@ -71,7 +82,12 @@ class Stopwatch:
 
 
 class Step:
-    """Calls the prepared (perhaps distributed) objective on this rank's share of a global batch and updates it."""
+    """Calls the prepared (perhaps distributed) objective on this rank's share of a global batch and updates it.
+
+    A step whose gradient is not finite changes nothing. `skip_nonfinite` counts such steps and goes on; else
+    `NonFiniteError` is raised. On an accelerator that waits for the next measured step, so that no other step waits for
+    the device, and no step in between changes anything either.
+    """
 
     def __init__(
         self,
@@ -82,6 +98,7 @@ class Step:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         layout: Layout,
+        skip_nonfinite: bool = False,
     ) -> None:
         self.config = config
         self.objective = objective
@@ -89,98 +106,168 @@ class Step:
         self.optimizer = optimizer
         self.accelerator = accelerator
         self.layout = layout
+        self.skip_nonfinite = skip_nonfinite
         self.terms = config.balance.terms
-        self.windows = [(window_sequences(term, config.train), term.estimator) for term in self.terms]
+        self.pool = WindowPool([pooling(term, config.train) for term in self.terms], layout, self._sum_over_ranks)
+        self.skipped = torch.zeros((), device=accelerator.device)
+        """Steps of the run that were skipped, a tensor that no step waits for."""
+        # The CPU never runs ahead: looking at a value costs nothing there.
+        self.waits_for_device = accelerator.device.type == "cpu"
+        self._nonfinite = self._stuck = torch.zeros((), device=accelerator.device)
 
     def __call__(self, step: int, tokens_BN: np.ndarray, stopwatch: Stopwatch, *, measure: bool) -> dict | None:
         """One update from the whole global batch int64 [B, N]; returns its metrics if asked to `measure`.
 
-        Raises `ConfigError` where the loss or the gradient is found not to be finite, before anything is saved.
+        The metrics are those of the batch before the update; they are None for a skipped step. Raises `NonFiniteError`.
         """
-        shares = [self._share(tokens_BN, i) for i in range(self.layout.num_passes)]
-        window_pool = WindowPool(self.windows, self.layout, self._sum_over_ranks)
-        if window_pool.needs_counting():
-            for i, tokens_SN in enumerate(shares):
-                window_pool.count(i, self.objective.count(tokens_SN).counts_LSE)
-            window_pool.finish()
-        stopwatch.lap("sync")
-        meter = _Meter(self.config.train.micro_sequences) if measure else None
-        for i, tokens_SN in enumerate(shares):
-            last = i == self.layout.num_passes - 1
-            with self.accelerator.no_sync(self.prepared) if not last else nullcontext():
-                lm_loss, statistics = self.prepared(tokens_SN)
-                statistics = Statistics(*statistics)
-                stopwatch.lap("forward")
-                counts = window_pool.counts(i, statistics.counts_LSE)
-                stopwatch.lap("sync")
-                balance_TL, z_L = self._auxiliary(i, statistics, counts)
-                weights_T = [term.weight * is_active(term, step) for term in self.terms]
-                loss = lm_loss + self.config.balance.z_loss_weight * z_L.mean()
-                for weight, value_L in zip(weights_T, balance_TL, strict=True):
-                    loss = loss + weight * value_L.mean()
-                stopwatch.lap("forward")
-                self.accelerator.backward(loss / self.layout.num_passes)
-                stopwatch.lap("backward")
-            if meter is not None:
-                meter.add(lm_loss, z_L, balance_TL, statistics.counts_LSE)
+        meter = self.accumulate(step, tokens_BN, stopwatch, measure=measure)
         rate = learning_rate(self.config.train, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        grad_norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.train.gradient_clip)
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.train.gradient_clip)
+        nonfinite = 1 - torch.as_tensor(norm).isfinite().float()
+        if self.skip_nonfinite:
+            self._nonfinite = nonfinite
+            self.skipped = self.skipped + nonfinite
+        else:
+            self._nonfinite = torch.maximum(self._nonfinite, nonfinite)
+            self._stuck = self._stuck + self._nonfinite
+        # The fused optimizer looks at this flag on the device, as it does for a gradient scaler.
+        setattr(getattr(self.optimizer, "optimizer", self.optimizer), "found_inf", self._nonfinite)  # noqa: B010
         self.optimizer.step()
+        self._update_balance()
+        if (measure or self.waits_for_device) and not self.skip_nonfinite and self._nonfinite > 0:
+            # From the first one on no step has changed anything.
+            raise NonFiniteError(step + 1 - int(self._stuck))
         self.optimizer.zero_grad()
         stopwatch.lap("optimizer")
-        if meter is None:
+        if meter is None or self._nonfinite > 0:
             return None
-        record = {"learning_rate": rate, "grad_norm": float(grad_norm), **meter.metrics(self.accelerator)}
-        if not math.isfinite(record["lm_loss"]) or not math.isfinite(record["grad_norm"]):
-            raise ConfigError(
-                f"step {step + 1}: LM loss {record['lm_loss']} or gradient norm {record['grad_norm']} is not finite; "
-                "lower train.learning_rate or the weights of balance.terms"
-            )
-        return record
+        return {"learning_rate": rate, "grad_norm": float(norm), **meter.metrics(self.accelerator, self.pool)}
 
-    def _share(self, tokens_BN: np.ndarray, pass_index: int) -> Tensor:
+    def accumulate(
+        self,
+        step: int,
+        tokens_BN: np.ndarray,
+        stopwatch: Stopwatch,
+        *,
+        measure: bool = False,
+        mask_BN: np.ndarray | None = None,
+    ) -> "_Meter | None":
+        """Add the gradient of the whole global batch to `grad` of the parameters, averaged over the ranks.
+
+        `mask_BN`: true where a token counts, false where it is padding, which stands at the ends of sequences.
+        """
+        settings, num_ranks = self.config, self.layout.num_ranks
+        counted_BN = np.ones(tokens_BN.shape, dtype=bool) if mask_BN is None else mask_BN
+        tokens_per_rank = int(counted_BN.sum()) / num_ranks
+        targets_per_rank = int(counted_BN[:, 1:].sum()) / num_ranks
+        shares = [
+            (self._share(tokens_BN, i), None if mask_BN is None else self._share(mask_BN, i))
+            for i in range(self.layout.num_passes)
+        ]
+        bias = settings.balance.bias
+        totals = [settings.train.micro_sequences] if measure else []
+        self.pool.begin([*totals, window_sequences(bias, settings.train)] if bias else totals)
+        if self.pool.needs_counting():
+            for i, share in enumerate(shares):
+                self.pool.count(i, self.objective.count(*share).counts_LSE)
+            self.pool.finish_counting()
+        stopwatch.lap("sync")
+        meter = _Meter(settings.train.micro_sequences) if measure else None
+        for i, share in enumerate(shares):
+            last = i == self.layout.num_passes - 1
+            with self.accelerator.no_sync(self.prepared) if not last else nullcontext():
+                nats, statistics = self.prepared(*share)
+                statistics = Statistics(*statistics)
+                stopwatch.lap("forward")
+                counts = self.pool.counts(i, statistics.counts_LSE)
+                stopwatch.lap("sync")
+                lm_loss = nats / targets_per_rank
+                z_L = z_loss(statistics, tokens_per_rank=tokens_per_rank)
+                loss = lm_loss + settings.balance.z_loss_weight * z_L.mean()
+                balance_TL = []
+                for term, counts_LWE in zip(self.terms, counts, strict=True):
+                    value_L = self._balance_loss(term, i, statistics, counts_LWE, tokens_per_rank)
+                    loss = loss + term.weight * is_active(term, step) * value_L.mean()
+                    balance_TL.append(value_L)
+                stopwatch.lap("forward")
+                self.accelerator.backward(loss)
+                stopwatch.lap("backward")
+            if meter is not None:
+                meter.add(lm_loss, z_L, balance_TL)
+        return meter
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What is carried from step to step beside parameters and optimizer: past counts, biases, skipped steps."""
+        past = {f"past.{i}": counts_LE for i, counts_LE in self.pool.past.items()}
+        biases = [router.bias for router in routers(self.objective.model)]
+        present = {f"bias.{i}": bias_E for i, bias_E in enumerate(biases) if bias_E is not None}
+        return {"skipped": self.skipped, **past, **present}
+
+    @state.setter
+    def state(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            kind, _, index = name.partition(".")
+            value = value.to(self.accelerator.device)
+            if kind == "skipped":
+                self.skipped = value
+            elif kind == "past":
+                self.pool.past[int(index)] = value
+            else:
+                routers(self.objective.model)[int(index)].bias = value
+
+    def _update_balance(self) -> None:
+        """Selection biases and past counts after the step, unless it changes nothing."""
+        self.pool.end(forget=self._nonfinite > 0)
+        if bias := self.config.balance.bias:
+            counts_LWE = self.pool.totals(window_sequences(bias, self.config.train))
+            change_LE = bias_update(counts_LWE, rate=bias.rate) * (1 - self._nonfinite)
+            for router, change_E in zip(routers(self.objective.model), change_LE, strict=True):
+                assert router.bias is not None
+                router.bias += change_E
+
+    def _share(self, values_BN: np.ndarray, pass_index: int) -> Tensor:
         positions = self.layout.positions(pass_index)
-        return torch.from_numpy(tokens_BN[positions.start : positions.stop]).to(self.accelerator.device)
+        return torch.from_numpy(values_BN[positions.start : positions.stop]).to(self.accelerator.device)
 
-    def _auxiliary(self, i: int, statistics: Statistics, counts: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Per term the loss per layer [L], and the z-loss per layer [L]."""
-        positions, tokens = self.layout.positions(i), statistics.tokens_S.sum()
-        losses = []
-        for (window, _), counts_LWE in zip(self.windows, counts, strict=True):
-            scores_LWE = pool(statistics.scores_LSE, positions, window, self.layout.windows(i, window))
-            losses.append(load_balancing_loss(counts_LWE, scores_LWE, tokens))
-        return losses, z_loss(statistics)
+    def _balance_loss(
+        self, term: BalanceTerm, i: int, statistics: Statistics, counts_LWE: Tensor, tokens_per_rank: float
+    ) -> Tensor:
+        """This pass's contribution to the term per layer, [L]."""
+        window = window_sequences(term, self.config.train)
+        scores_LWE = pool(statistics.scores_LSE, self.layout.positions(i), window, self.layout.windows(i, window))
+        return load_balancing_loss(counts_LWE, scores_LWE, tokens_per_rank=tokens_per_rank)
 
     def _sum_over_ranks(self, counts: Tensor) -> Tensor:
         return self.accelerator.reduce(counts, reduction="sum")
 
 
 class _Meter:
-    """Metrics of one global batch, summed up over its passes and then over the ranks."""
+    """Metrics of one global batch, summed up over its passes and then averaged over the ranks."""
 
     def __init__(self, micro_sequences: int) -> None:
         self.micro_sequences = micro_sequences
         self.values: list[Tensor] = []
-        self.counts: list[Tensor] = []
 
-    def add(self, lm_loss: Tensor, z_L: Tensor, balance_TL: list[Tensor], counts_LSE: Tensor) -> None:
-        micro_LME = counts_LSE.unflatten(1, (-1, self.micro_sequences)).sum(dim=2)
-        rows = [lm_loss.detach().expand_as(z_L), z_L.detach(), max_violation(micro_LME).mean(dim=1)]
-        self.values.append(torch.stack([row.double() for row in (*rows, *(b.detach() for b in balance_TL))]))
-        self.counts.append(counts_LSE.sum(dim=1))
+    def add(self, lm_loss: Tensor, z_L: Tensor, balance_TL: list[Tensor]) -> None:
+        """Take the contributions of one pass."""
+        rows = [lm_loss.detach().expand_as(z_L), z_L.detach(), *(value_L.detach() for value_L in balance_TL)]
+        self.values.append(torch.stack([row.double() for row in rows]))
 
-    def metrics(self, accelerator: Accelerator) -> dict[str, Any]:
-        values = accelerator.reduce(torch.stack(self.values).mean(dim=0), reduction="mean")
-        lm_loss, z, max_vio_micro, *balance = values.tolist()
-        counts_LE = accelerator.reduce(torch.stack(self.counts).sum(dim=0), reduction="sum")
+    def metrics(self, accelerator: Accelerator, pool: WindowPool) -> dict[str, Any]:
+        """What `train.jsonl` says of the batch, after its last pass."""
+        values = accelerator.reduce(torch.stack(self.values).sum(dim=0), reduction="mean")
+        lm_loss, z, *balance = values.tolist()
+        micro_LWE = pool.totals(self.micro_sequences)
+        counts_LE = micro_LWE.sum(dim=1)
         return {
             "lm_loss": lm_loss[0],
             "z_loss": z,
             "balance": balance,
             "max_vio_global": max_violation(counts_LE).tolist(),
-            "max_vio_micro": max_vio_micro,
+            "max_vio_micro": max_violation(micro_LWE).mean(dim=1).tolist(),
             "load_entropy": load_entropy(counts_LE).tolist(),
             "dead_experts": dead_experts(counts_LE).tolist(),
         }

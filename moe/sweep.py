@@ -23,12 +23,14 @@ from moe.config import (
     RunConfig,
     Scale,
     TrainConfig,
+    check_split,
     window_sequences,
 )
 from moe.data.sources import corpus
 from moe.lm_eval_tasks.official import check_names
 from moe.settings import ConfigError, digest, parse, read_yaml
 
+ESTIMATOR_SLUGS = {"exact": "", "prefix": "p", "previous": "last", "ema": "ema"}
 SECTIONS = ("model", "data", "train", "balance")  # what a scale and a run share, and an axis may change
 
 
@@ -160,16 +162,19 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
     for domain in config.data.domains:
         if isinstance(domain.source, PipSource):
             corpus(domain.source)
-    ranks = scale.hardware.processes
-    if config.train.batch_sequences % (config.train.pass_sequences * ranks):
-        raise ConfigError(
-            f"{where}: train.batch_sequences ({config.train.batch_sequences}) must be a multiple of "
-            f"train.sequences_per_pass ({config.train.pass_sequences}) x hardware.processes ({ranks})"
+    try:
+        check_split(config.train, scale.hardware.processes)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    balance = config.balance
+    named: dict[str, Any] = {
+        "terms": tuple(
+            term.model_copy(update={"window": window_sequences(term, config.train)}) for term in balance.terms
         )
-    terms = tuple(
-        term.model_copy(update={"window": window_sequences(term, config.train)}) for term in config.balance.terms
-    )
-    return config.model_copy(update={"balance": config.balance.model_copy(update={"terms": terms})})
+    }
+    if balance.bias:
+        named["bias"] = balance.bias.model_copy(update={"window": window_sequences(balance.bias, config.train)})
+    return config.model_copy(update={"balance": balance.model_copy(update=named)})
 
 
 def check_latency(config: RunConfig, settings: LatencyConfig) -> None:
@@ -191,12 +196,15 @@ def run_name(config: RunConfig) -> str:
     sequences with later weights relative to the first, seed, digest."""
     first = config.balance.terms[0].weight if config.balance.terms else 0.0
     slug = "+".join(_term_slug(term, first, config.train) for term in config.balance.terms) or "w0"
+    if bias := config.balance.bias:
+        slug += f"+b{window_sequences(bias, config.train)}x{bias.rate:g}"
     model = config.model
     return f"e{model.num_experts}k{model.top_k}-{slug[:60]}-s{config.seed}-{digest(config)}"
 
 
 def _term_slug(term: BalanceTerm, first: float, train: TrainConfig) -> str:
-    slug = f"w{window_sequences(term, train)}" + ("p" if term.estimator == "prefix" else "")
+    slug = f"w{window_sequences(term, train)}" + ESTIMATOR_SLUGS[term.estimator]
+    slug += f"{term.half_life:g}" if term.half_life is not None else ""
     slug += f"from{term.start_step}" if term.start_step else ""
     slug += f"to{term.end_step}" if term.end_step is not None else ""
     return slug + (f"x{term.weight / first:.3g}" if first and not math.isclose(term.weight, first) else "")

@@ -1,37 +1,50 @@
 """Train one run through Accelerate, from its config to a plain checkpoint and a log of metrics.
 
-Writes `model/`, `train.jsonl` and, last, `train.json` into the run's folder; checkpoints and the unfinished log live in
-the state folder, and a call that finds them there continues to bit-identical weights.
+Writes `model/`, `train.jsonl`, `speed.jsonl` and, last, `train.json` into the run's folder; checkpoints and the
+unfinished log live in the state folder, and a call that finds them there continues to bit-identical weights. Wall-clock
+times are in `speed.jsonl` alone, so that all else is a function of the config, byte for byte.
 """
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import HardwareConfig, RunConfig
 from moe.data.order import SampleOrder, read_batch
 from moe.data.packing import read_packed
-from moe.model.build import build_model, num_parameters
+from moe.model.build import build_model, num_parameters, routers, save_model
+from moe.model.nonfinite import locate
 from moe.model.objective import Objective
 from moe.progress import Progress
 from moe.settings import ConfigError, digest
-from moe.step import Step, Stopwatch, make_optimizer, split_batch
+from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer, split_batch
+
+TIMES = ("tokens_per_second", "seconds")  # what a line of the log says of wall-clock time
 
 
 def train(
-    config: RunConfig, *, run: str, data_folder: Path, run_folder: Path, state_folder: Path, hardware: HardwareConfig
+    config: RunConfig,
+    *,
+    run: str,
+    data_folder: Path,
+    run_folder: Path,
+    state_folder: Path,
+    hardware: HardwareConfig,
+    skip_nonfinite: bool = False,
 ) -> None:
     """Train `config` on the packed data of `data_folder`; every process of an `accelerate launch` makes this call.
 
-    Raises `ConfigError` where the batch cannot be split over the processes, the tracker is not installed, or the loss
-    is not finite.
+    A step whose gradient is not finite is left out and counted with `skip_nonfinite`; else the state before it is kept
+    and `ConfigError` names its step, layer and domain. Raises `ConfigError` too where the batch cannot be split over
+    the processes and where the tracker is not installed.
     """
     settings = config.train
     torch.set_num_threads(hardware.threads)
@@ -39,6 +52,8 @@ def train(
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         log_with=hardware.tracker,
         project_dir=str(run_folder / "tracker"),
+        # Every rank computes its buffers alike: nothing is to be sent.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if hardware.tracker and not accelerator.log_with:
         raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
@@ -53,8 +68,11 @@ def train(
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     objective = Objective(model.to(accelerator.device)).train()
+    if config.balance.bias:
+        for router in routers(model):
+            router.use_bias()
     optimizer = make_optimizer(settings, objective)
-    first_step = load_checkpoint(state_folder, objective, optimizer)
+    first_step, state = load_checkpoint(state_folder, objective, optimizer)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     step_once = Step(
         config,
@@ -63,7 +81,9 @@ def train(
         optimizer=prepared_optimizer,
         accelerator=accelerator,
         layout=layout,
+        skip_nonfinite=skip_nonfinite,
     )
+    step_once.state = state
     if hardware.tracker:
         accelerator.init_trackers(run)
     log = _Log(state_folder / "train.jsonl", first_step) if accelerator.is_main_process else None
@@ -77,18 +97,33 @@ def train(
         stopwatch = Stopwatch(accelerator.device, measure=measure)
         tokens_BN = read_batch(packed, *order.batch(step))
         stopwatch.lap("data")
-        metrics = step_once(step, tokens_BN, stopwatch, measure=measure)
+        try:
+            metrics = step_once(step, tokens_BN, stopwatch, measure=measure)
+        except NonFiniteError as error:
+            if accelerator.is_main_process:
+                save_checkpoint(state_folder, error.step, objective, optimizer, step_once.state)
+            batch = read_batch(packed, *order.batch(error.step))
+            found = locate(objective, batch, order.domain_names(error.step))
+            accelerator.wait_for_everyone()
+            raise ConfigError(
+                f"step {error.step + 1}: {found}; the state before this step is kept: run the same command with "
+                "--skip-nonfinite to leave such steps out, or lower train.learning_rate or the weights of balance.terms"
+            ) from None
         if metrics is not None and hardware.tracker:
             accelerator.log(_flat(metrics), step=done)
         if log is not None and progress is not None:
             progress.advance(done, None if metrics is None else metrics["lm_loss"])
             if metrics is not None:
-                log.write({"step": done, "tokens": done * tokens_per_step, **metrics, "seconds": stopwatch.seconds})
+                head = {"step": done, "tokens": done * tokens_per_step, "skipped_steps": int(step_once.skipped)}
+                log.write({**head, **metrics, "seconds": stopwatch.seconds})
             if save:
-                save_checkpoint(state_folder, done, objective, optimizer)
+                save_checkpoint(state_folder, done, objective, optimizer, step_once.state)
     if log is not None and progress is not None:
         progress.close()
-        _finish(config, run, log.lines, data_folder, run_folder, objective, layout.num_ranks, accelerator.device)
+        skipped = int(step_once.skipped)
+        _finish(
+            config, run, log.lines, data_folder, run_folder, objective, layout.num_ranks, accelerator.device, skipped
+        )
         shutil.rmtree(state_folder)
     # DDP goes before its process group: as the group's last owner it would wait, with the interpreter's lock held, for
     # gloo's threads, and those wait for that lock.
@@ -120,6 +155,9 @@ class _Log:
         self.lines.append(record)
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            # A checkpoint that outlives a power cut must not meet a log that has lost its last lines.
+            os.fsync(file.fileno())
 
 
 def _flat(metrics: dict[str, Any]) -> dict[str, float]:
@@ -141,17 +179,18 @@ def _finish(
     objective: Objective,
     num_ranks: int,
     device: torch.device,
+    skipped_steps: int,
 ) -> None:
     """Write the run's outputs, `train.json` last."""
     with provenance.complete_folder(run_folder / "model") as folder:
-        objective.model.save_pretrained(folder)
+        save_model(objective.model, folder)
         shutil.copytree(data_folder / "tokenizer", folder, dirs_exist_ok=True)
-    with provenance.complete_file(run_folder / "train.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    speed = [{key: line[key] for key in ("step", *TIMES)} for line in lines]
+    for name, part in (("train.jsonl", curve), ("speed.jsonl", speed)):
+        with provenance.complete_file(run_folder / name) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in part))
     total, active = num_parameters(objective.model)
-    # Each line carries the speed since the line before, so the seconds survive any number of resumes.
-    starts = [0, *(line["tokens"] for line in lines[:-1])]
-    seconds = sum((line["tokens"] - a) / line["tokens_per_second"] for a, line in zip(starts, lines, strict=True))
     record = provenance.stamp(
         "moe-train/1",
         device=provenance.cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -163,12 +202,11 @@ def _finish(
         "processes": num_ranks,
         "threads": torch.get_num_threads(),
         "steps": config.train.steps,
-        "tokens": lines[-1]["tokens"],
+        "tokens": config.train.steps * config.train.batch_sequences * config.data.sequence_length,
+        "skipped_steps": skipped_steps,
         "parameters": total,
         "active_parameters": active,
-        "seconds": seconds,
-        "tokens_per_second": lines[-1]["tokens"] / seconds,
         "weights_sha256": provenance.sha256_of(run_folder / "model" / "model.safetensors"),
-        "final": lines[-1],
+        "final": curve[-1],
     }
     provenance.write_json(run_folder / "train.json", record)

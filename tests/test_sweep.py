@@ -103,8 +103,8 @@ def test_mistakes_of_an_experiment_are_refused_with_the_remedy(axes: Any, contra
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_with_both_fields():
-    with pytest.raises(ConfigError, match=r"train.batch_sequences \(32\).*hardware.processes \(3\)"):
-        plan(windows(1), hardware={"processes": 3})
+    with pytest.raises(ConfigError, match=r"train.batch_sequences \(32\).*hardware.processes \(33\)"):
+        plan(windows(1), hardware={"processes": 33})
 
 
 def test_a_prompt_longer_than_the_sequences_is_refused_before_anything_is_trained():

@@ -13,13 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from moe.config import HardwareConfig, RunConfig
+from moe.data.order import SampleOrder, read_batch
+from moe.data.packing import read_packed
+from moe.model.build import BIAS_FILE, load_model, routers
+from moe.model.objective import Objective
 from moe.settings import ConfigError
 from moe.step import split_batch
 from moe.train import train
 from tests.conftest import tiny_config
 
 
-def run(config: RunConfig, data_folder: Path, folder: Path, **hardware) -> dict:
+def run(config: RunConfig, data_folder: Path, folder: Path, *, skip_nonfinite: bool = False, **hardware) -> dict:
     """Train in this process; the run's `train.json`."""
     train(
         config,
@@ -28,6 +32,7 @@ def run(config: RunConfig, data_folder: Path, folder: Path, **hardware) -> dict:
         run_folder=folder,
         state_folder=folder / "state",
         hardware=HardwareConfig(**{"log_every": 4, "checkpoint_every": 4, **hardware}),
+        skip_nonfinite=skip_nonfinite,
     )
     return json.loads((folder / "train.json").read_text())
 
@@ -46,7 +51,9 @@ def test_the_record_is_complete_and_the_loss_falls(tiny_data, tmp_path: Path) ->
     assert len(last["balance"]) == 1 and len(last["balance"][0]) == 2
     for key in ("max_vio_global", "max_vio_micro", "load_entropy", "dead_experts", "z_loss"):
         assert len(last[key]) == 2, key
-    assert set(last["seconds"]) == {"data", "forward", "sync", "backward", "optimizer"}
+    speed = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in speed] == [4 * (i + 1) for i in range(10)]
+    assert set(speed[-1]["seconds"]) == {"data", "forward", "sync", "backward", "optimizer"}
     assert not (tmp_path / "state").exists()
 
 
@@ -96,17 +103,118 @@ def test_prefix_differs_from_exact_under_accumulation_only(tiny_data, tmp_path: 
     assert curve("prefix", 2) != pytest.approx(curve("exact", 2), rel=1e-6)
 
 
-def test_a_batch_that_does_not_split_is_refused(tiny_data) -> None:
+def test_a_batch_that_leaves_a_process_without_a_sequence_is_refused(tiny_data) -> None:
     config = tiny_config(tiny_data[0])
     with pytest.raises(ConfigError, match="hardware.processes"):
-        split_batch(config.train, num_ranks=2, rank=0)
+        split_batch(config.train, num_ranks=13, rank=0)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_remedy(tiny_data, tmp_path: Path) -> None:
+def poisoned(monkeypatch: pytest.MonkeyPatch, config: RunConfig, packed: Path, step: int) -> None:
+    """Let the second layer give infinity for the Chinese sequences of one batch."""
+    order = SampleOrder(config.data, [len(read_packed(packed, d.name, "train")) for d in config.data.domains],
+                        batch_sequences=config.train.batch_sequences, seed=config.seed)  # fmt: skip
+    sequences = [read_packed(packed, domain.name, "train") for domain in config.data.domains]
+    batch = read_batch(sequences, *order.batch(step))
+    bad = {tuple(s) for s, name in zip(batch.tolist(), order.domain_names(step), strict=True) if name == "chinese"}
+    forward = Objective.forward
+
+    def broken(self: Objective, tokens: torch.Tensor, mask: torch.Tensor | None = None):
+        hit = torch.tensor([tuple(row) in bad for row in tokens.tolist()])
+
+        def spoil(_module, _inputs, output):
+            return torch.where(hit[:, None, None], torch.inf, output)
+
+        handle = self.model.model.layers[1].register_forward_hook(spoil, prepend=True)
+        try:
+            return forward(self, tokens, mask)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(Objective, "forward", broken)
+
+
+def test_a_step_that_is_not_finite_stops_with_step_layer_and_domain_and_keeps_the_state_before(
+    tiny_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, packed = tiny_data
+    config = tiny_config(data)
+    whole = run(config, packed, tmp_path / "whole")
+    for _ in range(2):  # the same command fails again, from the kept state
+        with monkeypatch.context() as patch:
+            poisoned(patch, config, packed, step=6)
+            with pytest.raises(ConfigError, match=r"step 7: .*layer 1 is not finite on domain 'chinese';.*--skip-non"):
+                run(config, packed, tmp_path / "bad")
+        assert not (tmp_path / "bad" / "train.json").exists()
+        assert _newest_step(tmp_path / "bad" / "state") == 6
+    # Were the cause gone, the kept state would continue as if nothing had happened.
+    assert run(config, packed, tmp_path / "bad")["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_skip_nonfinite_leaves_the_step_out_and_counts_it(
+    tiny_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, packed = tiny_data
+    terms = {"terms": [{"window": 12, "estimator": "previous"}], "bias": {"rate": 0.01}}
+    config = tiny_config(data, balance=terms)
+    whole = run(config, packed, tmp_path / "whole", skip_nonfinite=True)
+    assert whole["skipped_steps"] == 0
+    poisoned(monkeypatch, config, packed, step=6)
+    skipped = run(config, packed, tmp_path / "bad", skip_nonfinite=True, log_every=1)
+    assert skipped["skipped_steps"] == 1 and skipped["weights_sha256"] != whole["weights_sha256"]
+    steps = [json.loads(line) for line in (tmp_path / "bad" / "train.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]
+    assert [line["skipped_steps"] for line in steps] == [0] * 6 + [1] * 5
+
+
+def test_a_diverging_run_stops_with_the_remedy(tiny_data, tmp_path: Path) -> None:
     config, packed = tiny_data
-    with pytest.raises(ConfigError, match=r"step \d+.*train.learning_rate"):
+    with pytest.raises(ConfigError, match=r"step \d+: .* domain '.*train.learning_rate"):
         run(tiny_config(config, train={"learning_rate": 1e30, "warmup_steps": 0}), packed, tmp_path, log_every=1)
     assert not (tmp_path / "train.json").exists()
+
+
+def test_estimators_and_bias_survive_an_interruption_and_move_the_run(tiny_data, tmp_path: Path) -> None:
+    data, packed = tiny_data
+    weights = set()
+    for i, balance in enumerate(
+        (
+            {"terms": [{"window": 12, "weight": 0.5}]},
+            {"terms": [{"window": 12, "weight": 0.5, "estimator": "previous"}]},
+            {"terms": [{"window": 12, "weight": 0.5, "estimator": "ema", "half_life": 3.0}]},
+            {"terms": [], "bias": {"window": 12, "rate": 0.05}},
+            {"terms": [], "bias": {"window": 2, "rate": 0.05}},
+        )
+    ):
+        config, folder = tiny_config(data, balance=balance), tmp_path / str(i)
+        whole = run(config, packed, folder / "whole")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("moe.train.read_batch", _stops_at(6))
+            with pytest.raises(InterruptedError):
+                run(config, packed, folder / "resumed")
+        assert _newest_step(folder / "resumed" / "state") == 4
+        resumed = run(config, packed, folder / "resumed")
+        assert resumed["weights_sha256"] == whole["weights_sha256"]
+        for file in ("train.jsonl", "train.json", "model/model.safetensors"):
+            assert (folder / "resumed" / file).read_bytes() == (folder / "whole" / file).read_bytes(), file
+        if "bias" in balance:
+            biases = [(folder / name / "model" / BIAS_FILE).read_bytes() for name in ("whole", "resumed")]
+            assert biases[0] == biases[1]
+            model = load_model(folder / "whole" / "model")
+            assert all(router.bias is not None and router.bias.abs().max() >= 0.05 for router in routers(model))
+        weights.add(whole["weights_sha256"])
+    assert len(weights) == 5
+
+
+def _stops_at(calls: int):
+    left = [calls]
+
+    def read(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise InterruptedError
+        return read_batch(*args)
+
+    return read
 
 
 def test_a_tracker_that_is_not_installed_is_named(tiny_data, tmp_path: Path) -> None:

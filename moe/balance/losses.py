@@ -1,4 +1,9 @@
-"""Which auxiliary losses keep the experts in use? Functions of the statistics, one value per layer."""
+"""Which auxiliary losses keep the experts in use? Functions of the statistics, one value per layer.
+
+Each gives the contribution of one pass of one rank to the loss of the global batch: contributions are summed over
+passes and averaged over ranks, as data parallelism averages gradients. `tokens_per_rank` is the number of tokens of the
+global batch that count, divided by the number of ranks; so the split may be uneven, and no other factor is needed.
+"""
 
 from torch import Tensor
 
@@ -7,22 +12,21 @@ from moe.balance.statistics import Statistics
 # L layers, S sequences, W windows, E experts
 
 
-def load_balancing_loss(counts_LWE: Tensor, scores_LWE: Tensor, tokens: Tensor) -> Tensor:
+def load_balancing_loss(counts_LWE: Tensor, scores_LWE: Tensor, *, tokens_per_rank: float) -> Tensor:
     """N_E · Σ_w Σ_i f_wi · P_wi per layer, [L]; gradient through P alone (arXiv:2501.11873, section 2).
 
     counts_LWE: selections of expert i in window w, over all of the window that the estimator knows: f_wi is their
     share, so Σ_i f_wi = 1. (transformers sums f to K.)
-    scores_LWE: sums of scores of expert i over the *local* tokens of window w; P_wi = scores / tokens.
-    tokens: number of local tokens over all windows. Windows thus count by their tokens, and the plain average of this
-    loss over passes and ranks is the loss of the global batch: no factor of the world size belongs anywhere.
+    scores_LWE: sums of scores of expert i over the *local* tokens of window w; P_wi = scores / tokens. Windows thus
+    count by their tokens.
 
     Uniform routing gives 1. Always choosing the same K experts, with all probability on them, gives N_E / K.
     """
     shares_LWE = counts_LWE.to(scores_LWE.dtype) / counts_LWE.sum(dim=-1, keepdim=True).clamp(min=1)
-    return counts_LWE.shape[-1] * (shares_LWE * scores_LWE).sum(dim=(1, 2)) / tokens
+    return counts_LWE.shape[-1] * (shares_LWE * scores_LWE).sum(dim=(1, 2)) / tokens_per_rank
 
 
-def z_loss(statistics: Statistics) -> Tensor:
+def z_loss(statistics: Statistics, *, tokens_per_rank: float) -> Tensor:
     """Mean over tokens of logsumexp(logits)^2 per layer, [L] (arXiv:2202.08906, equation 5); zero logits give
     log(N_E)^2."""
-    return statistics.squares_LS.sum(dim=1) / statistics.tokens_S.sum()
+    return statistics.squares_LS.sum(dim=1) / tokens_per_rank

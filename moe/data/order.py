@@ -44,6 +44,11 @@ class SampleOrder:
             domains, sequences = np.where(replaced, other, domains), np.where(replaced, number, sequences)
         return domains, sequences
 
+    def domain_names(self, step: int) -> list[str]:
+        """Domain of every sequence of the batch; of a mixed sequence all of its domains, joined by `+`."""
+        names = [domain.name for domain in self.config.domains]
+        return ["+".join(names[d] for d in dict.fromkeys(row)) for row in self.batch(step)[0].tolist()]
+
     def _sample(self, slot: int) -> tuple[int, int]:
         """Domain and sequence number of one slot."""
         block, place = divmod(slot, len(self._block))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -17,6 +18,8 @@ from moe.config import ModelConfig
 from moe.model import dispatch
 from moe.model.router import Router
 from moe.settings import ConfigError
+
+BIAS_FILE = "router_bias.safetensors"
 
 
 def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int) -> PreTrainedModel:
@@ -83,4 +86,17 @@ def load_model(folder: Path) -> PreTrainedModel:
         raise ConfigError(
             f"{folder}: not a sound checkpoint ({error}); delete it and run the same command again"
         ) from None
-    return use_our_parts(model.eval())
+    model = use_our_parts(model.eval())
+    if (folder / BIAS_FILE).exists():
+        biases = load_file(folder / BIAS_FILE)
+        for i, router in enumerate(routers(model)):
+            router.bias = biases[str(i)]
+    return model
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write a plain transformers checkpoint; selection biases, which stock models do not know, lie beside it."""
+    model.save_pretrained(folder)
+    biases = {str(i): router.bias for i, router in enumerate(routers(model)) if router.bias is not None}
+    if biases:
+        save_file(biases, folder / BIAS_FILE)

@@ -8,16 +8,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe.balance.statistics import Statistics, sequence_statistics
-from moe.model.router import record_routing
+from moe.model.router import record_routing, widened
 
 # S sequences, N tokens of a sequence, H hidden units
+
+IGNORED = -100  # a target that is not predicted
 
 
 class Pass(NamedTuple):
     """Results of one forward pass."""
 
-    lm_loss: Tensor
-    """Mean next-token loss in nats, without auxiliary terms."""
+    nats: Tensor
+    """Next-token loss, summed over the predicted tokens, without auxiliary terms."""
     statistics: Statistics
     """Counts and score sums per layer and sequence."""
 
@@ -29,29 +31,41 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_SN: Tensor) -> Pass:
-        """int64 [S, N] -> loss of predicting every token but the first, and statistics of all tokens."""
-        hidden_SNH, statistics = self._trunk(tokens_SN)
-        # Chunked, so that the logits of all tokens are never held at once.
-        lm_loss = F.linear_cross_entropy(
-            hidden_SNH[:, :-1].flatten(0, 1),
-            self.model.lm_head.weight,
-            tokens_SN[:, 1:].flatten(),
-            options=torch.nn.LinearCrossEntropyOptions(),
-        )
-        return Pass(lm_loss, statistics)
+    def forward(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Pass:
+        """int64 [S, N] -> loss of predicting every token but the first, and statistics of all tokens.
+
+        `mask_SN`: true where a token counts. Padding stands at the end of a sequence, where causal attention keeps it
+        from being seen.
+        """
+        hidden_SNH, statistics = self._trunk(tokens_SN, mask_SN)
+        targets_SN = tokens_SN[:, 1:]
+        if mask_SN is not None:
+            targets_SN = targets_SN.masked_fill(~mask_SN[:, 1:], IGNORED)
+        # Chunked, so that the logits of all tokens are never held at once. In fp32 or wider, since under autocast the
+        # sum itself would be bf16.
+        with torch.autocast(tokens_SN.device.type, enabled=False):
+            nats = F.linear_cross_entropy(
+                widened(hidden_SNH[:, :-1].flatten(0, 1)),
+                self.model.lm_head.weight,
+                targets_SN.flatten(),
+                reduction="sum",
+                ignore_index=IGNORED,
+                options=torch.nn.LinearCrossEntropyOptions(),
+            )
+        return Pass(nats, statistics)
 
     @torch.no_grad()
-    def count(self, tokens_SN: Tensor) -> Statistics:
+    def count(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
         """The statistics alone, without gradient and without logits."""
-        return self._trunk(tokens_SN)[1]
+        return self._trunk(tokens_SN, mask_SN)[1]
 
-    def _trunk(self, tokens_SN: Tensor) -> tuple[Tensor, Statistics]:
+    def _trunk(self, tokens_SN: Tensor, mask_SN: Tensor | None) -> tuple[Tensor, Statistics]:
         with record_routing(self.model) as layers:
             hidden_SNH = self.model.model(input_ids=tokens_SN, use_cache=False).last_hidden_state
         statistics = sequence_statistics(
             [layer.logits_TE for layer in layers],
             [layer.selected_TK for layer in layers],
             num_sequences=len(tokens_SN),
+            mask_SN=mask_SN,
         )
         return hidden_SNH, statistics

@@ -28,7 +28,12 @@ class Router(nn.Module):
     y = Σ_{i in topK(g)} g_i(x) E_i(x) with g = softmax(W x) (arXiv:2501.11873, section 2). Same parameter name as the
     stock one, so checkpoints are plain. `forced_balance` replaces the choice by round robin, which loads every expert
     equally whatever was learned: the lower end of what latency can be.
+
+    `bias` [E], where `use_bias` has given one, is added to the scores that the experts are chosen by, and not to the
+    gates (arXiv:2408.15664, equation 3). It is state, not a parameter: no gradient reaches it.
     """
+
+    bias: Tensor | None
 
     def __init__(self, weight: nn.Parameter, top_k: int, normalize_top_k: bool) -> None:
         super().__init__()
@@ -36,6 +41,12 @@ class Router(nn.Module):
         self.top_k = top_k
         self.normalize_top_k = normalize_top_k
         self.forced_balance = False
+        self.register_buffer("bias", None, persistent=False)
+
+    def use_bias(self) -> None:
+        """Choose by scores plus a bias, which starts at zero."""
+        zeros_E = torch.zeros(len(self.weight), device=self.weight.device)
+        self.register_buffer("bias", zeros_E, persistent=False)
 
     @classmethod
     def like(cls, stock: Any) -> "Router":
@@ -43,19 +54,28 @@ class Router(nn.Module):
         return cls(stock.weight, stock.top_k, stock.norm_topk_prob)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., H] -> logits [T, E], gates [T, K] and selected experts [T, K]; logits are fp32 also under autocast."""
+        """[..., H] -> logits [T, E], gates [T, K] and selected experts [T, K]; logits are fp32 or wider, also under
+        autocast."""
         hidden_TH = hidden.reshape(-1, hidden.shape[-1])
         with torch.autocast(hidden.device.type, enabled=False):
-            logits_TE = F.linear(hidden_TH.float(), self.weight.float())
+            logits_TE = F.linear(widened(hidden_TH), widened(self.weight))
             scores_TE = logits_TE.softmax(dim=-1)
             if self.forced_balance:
                 selected_TK = round_robin(scores_TE, self.top_k)
+                gates_TK = scores_TE.gather(1, selected_TK)
+            elif self.bias is not None:
+                selected_TK = (scores_TE.detach() + self.bias).topk(self.top_k, dim=-1).indices
                 gates_TK = scores_TE.gather(1, selected_TK)
             else:
                 gates_TK, selected_TK = scores_TE.topk(self.top_k, dim=-1)
             if self.normalize_top_k:
                 gates_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True)
         return logits_TE, gates_TK.to(hidden.dtype), selected_TK
+
+
+def widened(values: Tensor) -> Tensor:
+    """In fp32, or as they are in fp64."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def round_robin(scores_TE: Tensor, top_k: int) -> Tensor:

@@ -28,7 +28,7 @@ def window_loss(logits: torch.Tensor, selected: torch.Tensor, window: int) -> to
     """What the package computes for the same, one layer."""
     stats = sequence_statistics([logits.flatten(0, 1)], [selected.flatten(0, 1)], num_sequences=len(logits))
     counts, scores = (v.unflatten(1, (-1, window)).sum(dim=2) for v in (stats.counts_LSE, stats.scores_LSE))
-    return load_balancing_loss(counts, scores, stats.tokens_S.sum())[0]
+    return load_balancing_loss(counts, scores, tokens_per_rank=int(stats.tokens_S.sum()))[0]
 
 
 @pytest.mark.parametrize("window", [1, 2, 6])
@@ -65,7 +65,7 @@ def test_two_layers_collapsed_on_different_experts_do_not_cancel() -> None:
         logits[:, expert] = 0.0
         layers.append((logits, torch.full((8, 1), expert)))
     stats = sequence_statistics([la for la, _ in layers], [se for _, se in layers], num_sequences=1)
-    assert load_balancing_loss(stats.counts_LSE, stats.scores_LSE, stats.tokens_S.sum()).tolist() == [2.0, 2.0]
+    assert load_balancing_loss(stats.counts_LSE, stats.scores_LSE, tokens_per_rank=8).tolist() == [2.0, 2.0]
 
 
 def test_pooling_two_opposite_sequences_is_balanced_globally_but_not_per_sequence() -> None:
@@ -94,4 +94,4 @@ def _statistics(logits: torch.Tensor, mask: torch.Tensor | None = None) -> Stati
 
 def test_z_loss_of_zero_logits_is_log_experts_squared() -> None:
     stats = sequence_statistics([torch.zeros(6, 8)], [torch.zeros(6, 1, dtype=torch.int64)], num_sequences=2)
-    assert z_loss(stats).item() == pytest.approx(torch.tensor(8.0).log().item() ** 2)
+    assert z_loss(stats, tokens_per_rank=6).item() == pytest.approx(torch.tensor(8.0).log().item() ** 2)

@@ -122,7 +122,8 @@ def test_bf16_autocast_keeps_the_router_in_fp32_and_the_loss_close() -> None:
         rounded = objective(tokens)
     assert all(layer.logits_TE.dtype == torch.float32 for layer in layers)
     assert rounded.statistics.scores_LSE.dtype == torch.float32
-    # bf16 has 8 bits of mantissa.
-    assert torch.allclose(rounded.lm_loss.float(), exact.lm_loss, rtol=1e-2)
-    rounded.lm_loss.float().backward()
+    # bf16 has 8 bits of mantissa, and the sum over tokens must keep more than that.
+    assert rounded.nats.dtype == torch.float32
+    assert torch.allclose(rounded.nats, exact.nats, rtol=2e-3)
+    rounded.nats.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())

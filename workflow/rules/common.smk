@@ -18,6 +18,8 @@ except ConfigError as error:
 HARDWARE = PLAN.scale.hardware
 # How the machine is used is neither input nor param of a rule: it changes no result, so it must retrain nothing.
 HARDWARE_JSON = shlex.quote(canonical_json(HARDWARE))
+# Neither is what a step without a finite gradient leads to: `--config skip_nonfinite=true`.
+TRAIN_FLAGS = "--skip-nonfinite" if config.get("skip_nonfinite") else ""
 # The jobs' `python` is the one that runs Snakemake, whether or not its environment is activated.
 BIN = shlex.quote(str(Path(sys.executable).parent))
 shell.prefix("set -euo pipefail; export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON}; ")

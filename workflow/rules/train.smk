@@ -7,6 +7,7 @@ rule train:
     output:
         model=directory("results/runs/{run}/model"),
         curve="results/runs/{run}/train.jsonl",
+        speed="results/runs/{run}/speed.jsonl",
         record="results/runs/{run}/train.json",
     log:
         "results/logs/train/{run}.log",
@@ -19,4 +20,4 @@ rule train:
         mem_mb=HARDWARE.memory_mb,
     shell:
         "python -m moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
-        ' --hardware "$MOE_HARDWARE" 2>&1 | tee -i {log}'
+        ' --hardware "$MOE_HARDWARE" {TRAIN_FLAGS} 2>&1 | tee -i {log}'

@@ -1,0 +1,71 @@
+"""Real processes over gloo: loss and gradients of the whole batch, with one collective per forward pass at most."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe.balance.windows import Layout
+from tests import exactness
+from tests.distributed.rank import TERMS, cases
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
+    """What every rank found."""
+    number, folder = request.param, tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.rank", str(folder)],
+            env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i), "OMP_NUM_THREADS": "1"},
+            cwd=REPOSITORY,
+        )
+        for i in range(number)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0] * number
+    return [torch.load(folder / f"{i}.pt", weights_only=True) for i in range(number)]
+
+
+def test_loss_and_gradients_of_uneven_ranks_are_those_of_the_whole_batch(ranks) -> None:
+    compared = 0
+    for i, (terms, _, padded, _) in enumerate(cases(len(ranks))):
+        config = exactness.run_config(TERMS[terms])
+        if any(term.estimator != "exact" for term in config.balance.terms):
+            continue
+        tokens, mask = exactness.batch(i, padded=padded)
+        expected_loss, expected = exactness.whole_batch(config, tokens, mask, torch.float64)
+        for rank in ranks:
+            assert rank[i]["loss"] == pytest.approx(expected_loss, rel=1e-10)
+            assert exactness.relative_error(rank[i]["gradients"], expected) < 1e-10
+        compared += 1
+    assert compared == 2 * len({sizes for _, sizes, _, _ in cases(len(ranks))})
+
+
+def test_all_layers_and_terms_share_one_collective_per_forward_pass(ranks) -> None:
+    for i, (terms, sizes, _, _) in enumerate(cases(len(ranks))):
+        layout, term_list = Layout(sizes), exactness.run_config(TERMS[terms]).balance.terms
+        counted = any(term.estimator == "exact" and layout.spans_passes(int(term.window)) for term in term_list)
+        forward_passes = layout.num_passes * (1 + counted)
+        for rank in ranks:
+            # The last reduction is that of the logged values, once per measured step, not per pass.
+            *reductions, logged = rank[i]["reductions"]
+            assert logged[0] == 2 + len(TERMS[terms])
+            assert 1 <= len(reductions) <= forward_passes
+            assert all(len(shape) == 3 and shape[0] == 2 for shape in reductions), "one tensor for both layers"
+
+
+def test_ranks_agree_bit_for_bit(ranks) -> None:
+    for first, *others in zip(*ranks, strict=True):
+        for other in others:
+            assert other["loss"] == first["loss"]
+            assert all(torch.equal(other["gradients"][k], v) for k, v in first["gradients"].items())

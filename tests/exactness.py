@@ -1,0 +1,129 @@
+"""One global batch with padding, its loss and gradients by definition, and the same through any split."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
+
+from moe.balance.windows import Layout
+from moe.config import RunConfig
+from moe.model.build import build_model
+from moe.model.objective import Objective
+from moe.model.router import record_routing
+from moe.settings import parse
+from moe.step import Step, Stopwatch, make_optimizer
+
+# B sequences, N tokens of a sequence, E experts
+
+BATCH, LENGTH, VOCABULARY = 12, 9, 300
+WEIGHT = 0.3
+
+
+def run_config(terms: Sequence[dict]) -> RunConfig:
+    """A small run with these balance terms and a large z-loss."""
+    domain = {"name": "any", "source": {"corpus": "kjv"}}
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_experts": 6, "top_k": 2, "expert_size": 8}
+    raw = {
+        "model": sizes,
+        "data": {"domains": [domain], "vocab_size": VOCABULARY, "sequence_length": 16, "train_tokens": 32},
+        "train": {"batch_sequences": BATCH, "micro_sequences": 2},
+        "balance": {"terms": list(terms), "z_loss_weight": 0.1},
+    }
+    return parse(RunConfig, raw, "exactness")
+
+
+def batch(seed: int, *, padded: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int64 [B, N] and the mask of those that count; every sequence keeps at least two."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, LENGTH + 1, BATCH) if padded else np.full(BATCH, LENGTH)
+    return rng.integers(0, VOCABULARY, (BATCH, LENGTH)), np.arange(LENGTH) < lengths[:, None]
+
+
+def fresh_objective(config: RunConfig, dtype: torch.dtype) -> Objective:
+    """The model of the run, with router weights large enough that experts differ."""
+    model = build_model(config.model, vocab_size=VOCABULARY, max_tokens=16, seed=config.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate.weight" in name:
+                parameter.mul_(20)
+    model = model.to(dtype)
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            # The stock norm rounds to fp32 inside, also in a model of fp64: a rounding that scales with no gradient.
+            if isinstance(norm, Qwen3MoeRMSNorm):
+                exact = torch.nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+                exact.weight = norm.weight
+                setattr(parent, name, exact)
+    return Objective(model).train()
+
+
+def whole_batch(
+    config: RunConfig, tokens_BN: np.ndarray, mask_BN: np.ndarray, dtype: torch.dtype
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients by definition: one pass, full logits, one window after the other."""
+    objective = fresh_objective(config, dtype)
+    tokens, mask = torch.from_numpy(tokens_BN), torch.from_numpy(mask_BN)
+    with record_routing(objective.model) as layers:
+        logits_BNV = objective.model(input_ids=tokens, use_cache=False).logits
+    nats = F.cross_entropy(logits_BNV[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    loss = nats[mask[:, 1:].flatten()].mean()
+    for layer in layers:
+        logits_BNE, selected_BNK = (v.unflatten(0, tokens.shape) for v in (layer.logits_TE, layer.selected_TK))
+        z = logits_BNE[mask].logsumexp(dim=-1).square().mean()
+        loss = loss + config.balance.z_loss_weight * z / len(layers)
+        for term in config.balance.terms:
+            assert isinstance(term.window, int)
+            for start in range(0, BATCH, term.window):
+                counted = mask[start : start + term.window]
+                chosen = F.one_hot(selected_BNK[start : start + term.window][counted], config.model.num_experts)
+                f_E = chosen.sum(dim=(0, 1)).to(dtype)
+                f_E = f_E / f_E.sum()
+                scores_TE = logits_BNE[start : start + term.window][counted].softmax(dim=-1)
+                # Windows count by their tokens.
+                value = config.model.num_experts * (f_E * scores_TE.sum(dim=0)).sum() / mask.sum()
+                loss = loss + term.weight * value / len(layers)
+    loss.backward()
+    return loss.item(), _gradients(objective)
+
+
+def split_batch(
+    config: RunConfig,
+    tokens_BN: np.ndarray,
+    mask_BN: np.ndarray | None,
+    *,
+    sizes: tuple[tuple[int, ...], ...],
+    dtype: torch.dtype,
+    checkpointing: bool = False,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same through `Step` in this process's share of the split: the loss of all ranks, and the gradients."""
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    objective = fresh_objective(config, dtype)
+    if checkpointing:
+        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
+    layout = Layout(sizes, accelerator.process_index)
+    prepared = accelerator.prepare(objective)
+    optimizer = make_optimizer(config.train, objective)
+    step = Step(
+        config, objective=objective, prepared=prepared, optimizer=optimizer, accelerator=accelerator, layout=layout
+    )
+    watch = Stopwatch(accelerator.device, measure=False)
+    meter = step.accumulate(0, tokens_BN, watch, measure=True, mask_BN=mask_BN)
+    assert meter is not None
+    metrics = meter.metrics(accelerator, step.pool)
+    balance = config.balance
+    loss = metrics["lm_loss"] + balance.z_loss_weight * float(np.mean(metrics["z_loss"]))
+    loss += sum(term.weight * float(np.mean(v)) for term, v in zip(balance.terms, metrics["balance"], strict=True))
+    return loss, _gradients(objective)
+
+
+def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Largest difference of any parameter's gradient relative to the norm of that gradient."""
+    assert found.keys() == expected.keys()
+    return max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
+
+
+def _gradients(objective: Objective) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in objective.model.named_parameters() if p.grad is not None}

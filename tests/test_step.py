@@ -1,0 +1,103 @@
+"""The `exact` estimator gives the loss and the gradients of the whole batch, however that is split."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe.balance.windows import Layout
+from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer
+from tests import exactness
+from tests.exactness import BATCH, WEIGHT
+
+DIVISORS = [1, 2, 3, 4, 6, 12]
+
+
+@st.composite
+def compositions(draw: st.DrawFn) -> tuple[tuple[int], ...]:
+    """Sizes of the passes of one rank: any ordered way to share out the batch."""
+    cuts = sorted(draw(st.sets(st.integers(1, BATCH - 1))))
+    return tuple((b - a,) for a, b in zip([0, *cuts], [*cuts, BATCH], strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    sizes=compositions(),
+    windows=st.lists(st.sampled_from(DIVISORS), min_size=1, max_size=3, unique=True),
+    padded=st.booleans(),
+    checkpointing=st.booleans(),
+)
+def test_loss_and_gradients_in_fp64_do_not_depend_on_the_split(seed, sizes, windows, padded, checkpointing) -> None:
+    config = exactness.run_config([{"window": window, "weight": WEIGHT} for window in windows])
+    tokens, mask = exactness.batch(seed, padded=padded)
+    expected_loss, expected = exactness.whole_batch(config, tokens, mask, torch.float64)
+    loss, found = exactness.split_batch(
+        config,
+        tokens,
+        mask if padded else None,
+        sizes=sizes,
+        dtype=torch.float64,
+        checkpointing=checkpointing,
+    )
+    assert loss == pytest.approx(expected_loss, rel=1e-10)
+    assert exactness.relative_error(found, expected) < 1e-10
+
+
+def test_loss_and_gradients_in_fp32_agree_to_rounding() -> None:
+    config = exactness.run_config([{"window": 12, "weight": WEIGHT}, {"window": 2, "weight": WEIGHT}])
+    tokens, mask = exactness.batch(0, padded=True)
+    expected_loss, expected = exactness.whole_batch(config, tokens, mask, torch.float32)
+    loss, found = exactness.split_batch(config, tokens, mask, sizes=((5,), (4,), (3,)), dtype=torch.float32)
+    # fp32 has 24 bits of mantissa; sums over the batch lose a few.
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert exactness.relative_error(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("estimator", ["prefix", "previous"])
+def test_the_cheap_estimators_are_not_exact_under_accumulation(estimator: str) -> None:
+    config = exactness.run_config([{"window": 12, "weight": WEIGHT, "estimator": estimator}])
+    tokens, mask = exactness.batch(0, padded=False)
+    _, expected = exactness.whole_batch(config, tokens, mask, torch.float64)
+    _, found = exactness.split_batch(config, tokens, None, sizes=((4,), (4,), (4,)), dtype=torch.float64)
+    assert exactness.relative_error(found, expected) > 1e-3
+
+
+def test_prefix_at_one_pass_is_exact() -> None:
+    config = exactness.run_config([{"window": 12, "weight": WEIGHT, "estimator": "prefix"}])
+    tokens, mask = exactness.batch(0, padded=True)
+    _, expected = exactness.whole_batch(config, tokens, mask, torch.float64)
+    _, found = exactness.split_batch(config, tokens, mask, sizes=((12,),), dtype=torch.float64)
+    assert exactness.relative_error(found, expected) < 1e-10
+
+
+@pytest.mark.parametrize("waits_for_device", [True, False])
+def test_no_step_after_one_that_is_not_finite_changes_anything_until_it_is_found(waits_for_device: bool) -> None:
+    config = exactness.run_config([{"window": 12, "weight": WEIGHT, "estimator": "ema", "half_life": 2.0}])
+    objective = exactness.fresh_objective(config, torch.float32)
+    optimizer = make_optimizer(config.train, objective)
+    step = Step(
+        config,
+        objective=objective,
+        prepared=objective,
+        optimizer=optimizer,
+        accelerator=Accelerator(),
+        layout=Layout.split(BATCH, pass_sequences=5),
+    )
+    step.waits_for_device = waits_for_device
+    watch = Stopwatch(step.accelerator.device, measure=False)
+    before: dict[str, torch.Tensor] = {}
+    with pytest.raises(NonFiniteError) as error:
+        for i in range(6):
+            if i == 2:
+                before = {name: value.clone() for name, value in (objective.state_dict() | step.state).items()}
+                handle = objective.model.lm_head.weight.register_hook(lambda grad: grad * torch.nan)
+            if i == 3:
+                handle.remove()  # a later step alone would be finite
+            step(i, exactness.batch(i, padded=False)[0], watch, measure=i == 5)
+    assert error.value.step == 2
+    assert i == (2 if waits_for_device else 5)
+    after = objective.state_dict() | step.state
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2}
