@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
-from moe.config import DataConfig, EvaluationConfig, HardwareConfig, LatencyConfig, RunConfig
+from moe.config import DataConfig, EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig, RunConfig
 from moe.settings import ConfigError, parse, read_json
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -118,6 +118,24 @@ def latency(args: argparse.Namespace) -> None:
     measure(runs=[(run, data) for run, data in args.run], settings=settings, hardware=hardware, out=args.out)
 
 
+def estimators(args: argparse.Namespace) -> None:
+    """compare cheap estimators of the pooled load with the exact one while a run trains"""
+    from moe.estimators import measure
+    from moe.locks import exclusive
+
+    settings = _settings(EstimatorsConfig, args.settings, "--settings")
+    hardware = _settings(HardwareConfig, args.hardware, "--hardware")
+    with exclusive(args.state.with_name(f"{args.state.name}.lock"), waiting="another process does this; waiting"):
+        measure(
+            run_folder=args.run,
+            data_folder=args.data,
+            state_folder=args.state,
+            settings=settings,
+            hardware=hardware,
+            out=args.out,
+        )
+
+
 def tables(args: argparse.Namespace) -> None:
     """write the tables of a scale"""
     from moe.report.tables import write_tables
@@ -197,6 +215,7 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
         "--hardware": JSON,
         "--out": FILE,
     },
+    estimators: RUN | {"--state": FILE, "--settings": JSON, "--hardware": JSON},
     tables: RECORDS | {"--out": FILE},
     figures: RECORDS | {"--out": FILE},
     report: RECORDS | {"--tables": FILE, "--figures": FILE, "--out": FILE},

@@ -316,6 +316,19 @@ class LatencyConfig(Settings):
     """Tokens that are decoded one by one after it."""
 
 
+class EstimatorsConfig(Settings):
+    """How the cheap estimators of f are compared with `exact` while a run trains."""
+
+    passes: tuple[Annotated[int, Field(ge=2)], ...] = (2, 4, 8, 16, 32)
+    """Accumulation steps of one optimizer step that are compared, where they divide the global batch."""
+    half_lives: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 4.0, 16.0)
+    """Half-lives of `ema` that are compared, in optimizer steps."""
+    every: int = Field(default=30, ge=2)
+    """Optimizer steps between two comparisons; the first step has no past to compare."""
+    repeats: int = Field(default=10, ge=2)
+    """Steps of each estimator that are timed after training."""
+
+
 class HardwareConfig(Settings):
     """How the runs use the machine; nothing here changes what is trained."""
 
@@ -353,6 +366,7 @@ class Scale(Settings):
     balance: BalanceConfig = BalanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     latency: LatencyConfig = LatencyConfig()
+    estimators: EstimatorsConfig = EstimatorsConfig()
     hardware: HardwareConfig = HardwareConfig()
 
 

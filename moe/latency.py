@@ -15,8 +15,7 @@ from accelerate import Accelerator
 
 from moe import provenance
 from moe.config import HardwareConfig, LatencyConfig, RunConfig
-from moe.data.order import SampleOrder, read_batch
-from moe.data.packing import read_packed
+from moe.data.order import TrainingBatches
 from moe.model.build import load_model, routers
 from moe.model.objective import Objective
 from moe.settings import read_json
@@ -50,11 +49,8 @@ class _Subject:
         self.settings = settings
         config = read_json(RunConfig, run_folder / "config.json")
         check_latency(config, settings)
-        packed = [read_packed(data_folder, domain.name, "train") for domain in config.data.domains]
-        batch = config.train.batch_sequences
-        order = SampleOrder(config.data, [len(p) for p in packed], batch_sequences=batch, seed=config.seed)
-        steps = range(settings.warmup + settings.repeats)
-        self.batches = [read_batch(packed, *order.batch(step)) for step in steps]
+        batches = TrainingBatches(config, data_folder)
+        self.batches = [batches.tokens(step) for step in range(settings.warmup + settings.repeats)]
         self.last_step = config.train.steps - 1
         accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bf16" else "no")
         self.device = accelerator.device

@@ -67,6 +67,11 @@ class Plan:
         """Runs whose latency is measured: every arm at the first seed."""
         return list(dict.fromkeys(row.run for row in self.rows if row.seed == self.scale.seeds[0]))
 
+    @property
+    def widest(self) -> str:
+        """The run that estimators are compared on: of the timed ones, the first with the widest window."""
+        return max(self.timed, key=lambda run: max((int(t.window) for t in self.configs[run].balance.terms), default=0))
+
     def record(self) -> dict[str, Any]:
         """Content of `results/<scale>/runs.json`."""
         return {

@@ -18,8 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import HardwareConfig, RunConfig
-from moe.data.order import SampleOrder, read_batch
-from moe.data.packing import read_packed
+from moe.data.order import TrainingBatches
 from moe.model.build import build_model, num_parameters, routers, save_model
 from moe.model.nonfinite import locate
 from moe.model.objective import Objective
@@ -58,10 +57,7 @@ def train(
     if hardware.tracker and not accelerator.log_with:
         raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
     layout = split_batch(settings, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
-    packed = [read_packed(data_folder, domain.name, "train") for domain in config.data.domains]
-    order = SampleOrder(
-        config.data, [len(p) for p in packed], batch_sequences=settings.batch_sequences, seed=config.seed
-    )
+    batches = TrainingBatches(config, data_folder)
     model = build_model(
         config.model, vocab_size=config.data.vocab_size, max_tokens=config.data.sequence_length, seed=config.seed
     )
@@ -95,15 +91,14 @@ def train(
         save = done % hardware.checkpoint_every == 0 or done == settings.steps
         measure = save or done % hardware.log_every == 0
         stopwatch = Stopwatch(accelerator.device, measure=measure)
-        tokens_BN = read_batch(packed, *order.batch(step))
+        tokens_BN = batches.tokens(step)
         stopwatch.lap("data")
         try:
             metrics = step_once(step, tokens_BN, stopwatch, measure=measure)
         except NonFiniteError as error:
             if accelerator.is_main_process:
                 save_checkpoint(state_folder, error.step, objective, optimizer, step_once.state)
-            batch = read_batch(packed, *order.batch(error.step))
-            found = locate(objective, batch, order.domain_names(error.step))
+            found = locate(objective, batches.tokens(error.step), batches.domains(error.step))
             accelerator.wait_for_everyone()
             raise ConfigError(
                 f"step {error.step + 1}: {found}; the state before this step is kept: run the same command with "

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from moe.config import HardwareConfig, RunConfig
-from moe.data.order import SampleOrder, read_batch
-from moe.data.packing import read_packed
+from moe.data.order import TrainingBatches
 from moe.model.build import BIAS_FILE, load_model, routers
 from moe.model.objective import Objective
 from moe.settings import ConfigError
@@ -111,11 +110,9 @@ def test_a_batch_that_leaves_a_process_without_a_sequence_is_refused(tiny_data) 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, config: RunConfig, packed: Path, step: int) -> None:
     """Let the second layer give infinity for the Chinese sequences of one batch."""
-    order = SampleOrder(config.data, [len(read_packed(packed, d.name, "train")) for d in config.data.domains],
-                        batch_sequences=config.train.batch_sequences, seed=config.seed)  # fmt: skip
-    sequences = [read_packed(packed, domain.name, "train") for domain in config.data.domains]
-    batch = read_batch(sequences, *order.batch(step))
-    bad = {tuple(s) for s, name in zip(batch.tolist(), order.domain_names(step), strict=True) if name == "chinese"}
+    batches = TrainingBatches(config, packed)
+    rows = zip(batches.tokens(step).tolist(), batches.domains(step), strict=True)
+    bad = {tuple(row) for row, domain in rows if domain == "chinese"}
     forward = Objective.forward
 
     def broken(self: Objective, tokens: torch.Tensor, mask: torch.Tensor | None = None):
@@ -188,7 +185,7 @@ def test_estimators_and_bias_survive_an_interruption_and_move_the_run(tiny_data,
         config, folder = tiny_config(data, balance=balance), tmp_path / str(i)
         whole = run(config, packed, folder / "whole")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("moe.train.read_batch", _stops_at(6))
+            patch.setattr(TrainingBatches, "tokens", _stops_at(6))
             with pytest.raises(InterruptedError):
                 run(config, packed, folder / "resumed")
         assert _newest_step(folder / "resumed" / "state") == 4
@@ -205,14 +202,13 @@ def test_estimators_and_bias_survive_an_interruption_and_move_the_run(tiny_data,
     assert len(weights) == 5
 
 
-def _stops_at(calls: int):
-    left = [calls]
+def _stops_at(last: int):
+    tokens = TrainingBatches.tokens
 
-    def read(*args):
-        left[0] -= 1
-        if left[0] < 0:
+    def read(self: TrainingBatches, step: int):
+        if step == last:
             raise InterruptedError
-        return read_batch(*args)
+        return tokens(self, step)
 
     return read
 

@@ -6,10 +6,12 @@ were seen. Within a batch the positions are shuffled, so that windows of a few s
 """
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
-from moe.config import DataConfig
+from moe.config import DataConfig, RunConfig
+from moe.data.packing import read_packed
 
 # B sequences of a batch, G segments of a sequence
 
@@ -44,11 +46,6 @@ class SampleOrder:
             domains, sequences = np.where(replaced, other, domains), np.where(replaced, number, sequences)
         return domains, sequences
 
-    def domain_names(self, step: int) -> list[str]:
-        """Domain of every sequence of the batch; of a mixed sequence all of its domains, joined by `+`."""
-        names = [domain.name for domain in self.config.domains]
-        return ["+".join(names[d] for d in dict.fromkeys(row)) for row in self.batch(step)[0].tolist()]
-
     def _sample(self, slot: int) -> tuple[int, int]:
         """Domain and sequence number of one slot."""
         block, place = divmod(slot, len(self._block))
@@ -60,6 +57,25 @@ class SampleOrder:
 
     def _permuted(self, domain: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 2, domain, epoch)).permutation(self.num_sequences[domain])
+
+
+class TrainingBatches:
+    """Global batches of a run, read from its packed data; raises `ConfigError` where that is missing or damaged."""
+
+    def __init__(self, config: RunConfig, data_folder: Path) -> None:
+        self._names = [domain.name for domain in config.data.domains]
+        self._packed = [read_packed(data_folder, name, "train") for name in self._names]
+        lengths, batch = [len(sequences) for sequences in self._packed], config.train.batch_sequences
+        self._order = SampleOrder(config.data, lengths, batch_sequences=batch, seed=config.seed)
+
+    def tokens(self, step: int) -> np.ndarray:
+        """Tokens int64 [B, sequence_length] of the batch of a step."""
+        return read_batch(self._packed, *self._order.batch(step))
+
+    def domains(self, step: int) -> list[str]:
+        """Domain of every sequence of the batch; of a mixed sequence all of its domains, joined by `+`."""
+        domains_BG, _ = self._order.batch(step)
+        return ["+".join(self._names[d] for d in dict.fromkeys(row)) for row in domains_BG.tolist()]
 
 
 def read_batch(packed: list[np.ndarray], domains_BG: np.ndarray, sequences_BG: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class Objective(nn.Module):
         `mask_SN`: true where a token counts. Padding stands at the end of a sequence, where causal attention keeps it
         from being seen.
         """
-        hidden_SNH, statistics = self._trunk(tokens_SN, mask_SN)
+        hidden_SNH, statistics = self.route(tokens_SN, mask_SN)
         targets_SN = tokens_SN[:, 1:]
         if mask_SN is not None:
             targets_SN = targets_SN.masked_fill(~mask_SN[:, 1:], IGNORED)
@@ -57,9 +57,10 @@ class Objective(nn.Module):
     @torch.no_grad()
     def count(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
         """The statistics alone, without gradient and without logits."""
-        return self._trunk(tokens_SN, mask_SN)[1]
+        return self.route(tokens_SN, mask_SN)[1]
 
-    def _trunk(self, tokens_SN: Tensor, mask_SN: Tensor | None) -> tuple[Tensor, Statistics]:
+    def route(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> tuple[Tensor, Statistics]:
+        """Hidden states behind the last layer [S, N, H], and statistics."""
         with record_routing(self.model) as layers:
             hidden_SNH = self.model.model(input_ids=tokens_SN, use_cache=False).last_hidden_state
         statistics = sequence_statistics(

@@ -36,6 +36,30 @@ rule probe:
         "python -m moe probe --run results/runs/{wildcards.run} --data {input.data} --out {output} > {log} 2>&1"
 
 
+# Its steps are timed too, as ratios of neighbours in time, so it need not be alone.
+rule estimators:
+    input:
+        config=f"results/runs/{PLAN.widest}/config.json",
+        data=data_folder(PLAN.widest),
+    output:
+        "results/{scale}/estimators.json",
+    log:
+        "results/logs/estimators/{scale}.log",
+    priority: 10
+    retries: 2
+    conda:
+        "../../environment.yml"
+    threads: HARDWARE.threads
+    resources:
+        mem_mb=HARDWARE.memory_mb,
+    params:
+        settings=canonical_json(PLAN.scale.estimators),
+        run=f"results/runs/{PLAN.widest}",
+    shell:
+        "python -m moe estimators --run {params.run} --data {input.data} --state results/state/{wildcards.scale}"
+        ' --settings {params.settings:q} --hardware "$MOE_HARDWARE" --out {output} 2>&1 | tee -i {log}'
+
+
 # Timing needs the machine alone: every core, and after all jobs that may run beside each other.
 rule latency:
     input:
