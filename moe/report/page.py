@@ -130,7 +130,7 @@ def _provenance(records: Records) -> dict[str, Any]:
     stamps += [records.latency] if records.latency else []
     packages = sorted({package for stamp in stamps for package in stamp.versions})
     versions = {name: sorted({stamp.versions[name] for stamp in stamps if name in stamp.versions}) for name in packages}
-    seconds = sum(run.train.seconds for run in runs.values())
+    seconds = sum(run.seconds for run in runs.values())
     stale = sum(_is_stale(run, code) for run in runs.values())
     facts = {
         "code that drew this page": code_fingerprint(drawing=True),
@@ -161,7 +161,7 @@ def _run_line(name: str, run: Run, arms: str, code: str) -> dict[str, str]:
         "parameters (active)": f"{train.parameters:,} ({train.active_parameters:,})",
         "steps": str(train.steps),
         "tokens": f"{train.tokens:,}",
-        "seconds": text.number(train.seconds, 1),
+        "seconds": text.number(run.seconds, 1),
         "device": train.device,
         "weights sha256": train.weights_sha256[:12] or text.NOT_RUN,
     }

@@ -5,104 +5,24 @@ A file that is missing or damaged raises `ConfigError`, which names it and the c
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.lib
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from moe.config import Experiment, LatencyConfig, Name, RunConfig, window_sequences
+from moe.config import RunConfig, window_sequences
+from moe.report.record_types import (
+    CurveLine,
+    EvaluationRecord,
+    LatencyRecord,
+    RunsTable,
+    SpeedLine,
+    Timing,
+    TrainRecord,
+)
 from moe.settings import ConfigError
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Part(BaseModel):
-    """A part of a record: the fields that the report reads; others may follow."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Stamp(Part):
-    """What made a record."""
-
-    code: str
-    versions: dict[str, str] = {}
-    device: str = "unknown"
-    config_hash: str = ""
-
-
-class TrainRecord(Stamp):
-    """`train.json`."""
-
-    schema_: Literal["moe-train/1"] = Field(alias="schema")
-    steps: int
-    tokens: int
-    parameters: int
-    active_parameters: int
-    seconds: Finite
-    processes: int = 1
-    weights_sha256: str = ""
-
-
-class CurveLine(Part):
-    """One line of `train.jsonl`."""
-
-    step: int
-    lm_loss: Finite
-    balance: list[list[Finite]]
-    max_vio_global: list[Finite]
-    max_vio_micro: list[Finite]
-
-
-class Heldout(Part):
-    """Held-out loss of one domain."""
-
-    nats: Finite
-    perplexity: Finite
-    bits_per_byte: Finite
-    tokens: int
-
-
-class Average(Part):
-    """Means over the domains."""
-
-    nats: Finite
-    perplexity: Finite
-    bits_per_byte: Finite
-
-
-class EvaluationRecord(Stamp):
-    """`evaluation.json`; `lm_eval` is lm-eval's own record."""
-
-    schema_: Literal["moe-evaluation/1"] = Field(alias="schema")
-    heldout: dict[str, Heldout] = Field(min_length=1)
-    average: Average
-    lm_eval: dict[str, Any] | None = None
-
-
-class Phases(Part):
-    """Latencies of one kind of routing: seconds of each prefill, and of each decoded position, of the whole batch."""
-
-    prefill_seconds: list[Finite] = Field(min_length=1)
-    decode_seconds: list[Finite] = Field(min_length=1)
-
-
-class Timing(Part):
-    """Latencies of one run; a training step is timed once in every repetition."""
-
-    train_step_seconds: list[Finite] = Field(min_length=1)
-    learned: Phases
-    balanced: Phases
-
-
-class LatencyRecord(Stamp):
-    """`latency.json`: runs that were timed side by side, repetition by repetition."""
-
-    schema_: Literal["moe-latency/1"] = Field(alias="schema")
-    settings: LatencyConfig
-    runs: dict[str, Timing]
 
 
 class Routing:
@@ -121,13 +41,15 @@ class Routing:
 
 
 class Run:
-    """One run of the table and its records: config, train, curve (the logged steps), evaluation, routing, timing."""
+    """One run of the table and its records: config, train, curve and speed (the logged steps), evaluation, routing,
+    timing."""
 
     def __init__(self, folder: Path, seed: int, data: str, timing: Timing | None, remedy: str) -> None:
         self.seed, self.data = seed, data
         self.config: RunConfig = read_record(RunConfig, folder / "config.json", remedy)
         self.train: TrainRecord = read_record(TrainRecord, folder / "train.json", remedy)
-        self.curve = _curve(folder / "train.jsonl", remedy)
+        self.curve: list[CurveLine] = _lines(CurveLine, folder / "train.jsonl", remedy)
+        self.speed: list[SpeedLine] = _lines(SpeedLine, folder / "speed.jsonl", remedy)
         self.evaluation: EvaluationRecord = read_record(EvaluationRecord, folder / "evaluation.json", remedy)
         self.routing = _routing(folder / "routing.parquet", self.config.model.top_k, remedy)
         self.timing = timing
@@ -137,27 +59,15 @@ class Run:
         """Window of each balance term, in sequences (the paper's Balance BSZ)."""
         return [window_sequences(term, self.config.train) for term in self.config.balance.terms]
 
-
-class Entry(Part):
-    """One row of the runs table."""
-
-    run: str
-    experiment: str
-    arm: str
-    labels: dict[str, str]
-    seed: int
-    data: str
-
-
-class RunsTable(Part):
-    """`runs.json`: which runs belong to which arm of which experiment."""
-
-    schema_: Literal["moe-runs/1"] = Field(alias="schema")
-    scale: str
-    description: str = ""
-    settings: dict[str, Any] = {}
-    experiments: dict[Name, Experiment]
-    runs: list[Entry]
+    @property
+    def seconds(self) -> float:
+        """Wall time of the training steps: each line of `speed` tells that of the steps since the line before."""
+        starts = [0, *(line.step for line in self.speed[:-1])]
+        tokens_per_step = self.train.tokens / self.train.steps
+        return sum(
+            (line.step - start) * tokens_per_step / line.tokens_per_second
+            for start, line in zip(starts, self.speed, strict=True)
+        )
 
 
 class Records:
@@ -216,11 +126,11 @@ def read_record(schema: Any, path: Path, remedy: str) -> Any:
     return _validated(schema, read_text(path, remedy), path, remedy)
 
 
-def _curve(path: Path, remedy: str) -> list[CurveLine]:
+def _lines(schema: Any, path: Path, remedy: str) -> list[Any]:
     lines = read_text(path, remedy).splitlines()
     if not lines:
         raise _damaged(path, "it is empty", remedy)
-    return [_validated(CurveLine, line, path, remedy) for line in lines]
+    return [_validated(schema, line, path, remedy) for line in lines]
 
 
 def _routing(path: Path, top_k: int, remedy: str) -> Routing:

@@ -79,10 +79,9 @@ def write_run(folder, arm, config, domains, *, tasks):
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.model_dump(mode="json"))
     gain, focus = GAIN.get(arm, 0.01), FOCUS.get(arm, 1.0)
-    final = _curve(folder / "train.jsonl", rng, gain, focus, len(config.balance.terms))
+    final = _curve(folder, rng, gain, focus, len(config.balance.terms))
     size = {"parameters": 3_400_000, "active_parameters": 900_000, "processes": 1, "steps": 400, "tokens": 1_638_400}
-    timing = {"seconds": 70.0 + seed, "tokens_per_second": 23_000.0, "final": final, "weights_sha256": "ab" * 32}
-    write_json(folder / "train.json", stamp("moe-train/1", **head, **size, **timing))
+    write_json(folder / "train.json", stamp("moe-train/1", **head, **size, final=final, weights_sha256="ab" * 32))
 
     base = np.linspace(2.6, 4.4, len(domains)) + 0.004 * np.random.default_rng(seed).normal()
     nats = base - gain + 0.004 * rng.normal(size=len(domains))
@@ -123,8 +122,9 @@ def _latency(runs):
     return stamp("moe-latency/1", device="Example CPU, 2 cores", **head) | {"runs": found}
 
 
-def _curve(path, rng, gain, focus, terms):
-    lines = []
+def _curve(folder, rng, gain, focus, terms):
+    """Write `train.jsonl` and `speed.jsonl`; returns the last line of the first."""
+    lines, speed = [], []
     for step in range(10, 401, 10):
         decay = np.exp(-step / 90)
         line = {
@@ -139,11 +139,12 @@ def _curve(path, rng, gain, focus, terms):
             "max_vio_micro": [0.3 * focus + decay + 0.1 * rng.random() for _ in range(LAYERS)],
             "load_entropy": [0.98] * LAYERS,
             "dead_experts": [0] * LAYERS,
-            "seconds": {"forward": 0.05, "backward": 0.09, "sync": 0.001, "optimizer": 0.01, "data": 0.002},
-            "tokens_per_second": 23_000.0,
         }
         lines.append(line)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        parts = {"data": 0.002, "forward": 0.05, "sync": 0.001, "backward": 0.09, "optimizer": 0.01}
+        speed.append({"step": step, "tokens_per_second": 23_000.0 + step, "seconds": parts})
+    for name, content in (("train.jsonl", lines), ("speed.jsonl", speed)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in content))
     return lines[-1]
 
 

@@ -8,7 +8,7 @@ from moe.report.records import Records
 from moe.report.tables import write_tables
 from moe.settings import ConfigError
 
-FILES = ("config.json", "train.json", "train.jsonl", "evaluation.json", "routing.parquet")
+FILES = ("config.json", "train.json", "train.jsonl", "speed.jsonl", "evaluation.json", "routing.parquet")
 
 
 @pytest.fixture
@@ -54,4 +54,18 @@ def test_a_contrast_of_an_unknown_arm_is_refused(copy):
     table["experiments"]["balance_window"]["contrasts"] = [["global", "glbal"]]
     copy[0].write_text(json.dumps(table))
     with pytest.raises(ConfigError, match="names the arm 'glbal'"):
+        Records(*copy)
+
+
+def test_the_seconds_of_a_run_are_its_tokens_over_its_speeds(copy):
+    path = next(copy[1].iterdir()) / "speed.jsonl"
+    # 1,638,400 tokens in 400 steps; the second speed is that of the last 300 steps alone.
+    lines = [{"step": 100, "tokens_per_second": 4096.0}, {"step": 400, "tokens_per_second": 8192.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Records(*copy).runs[path.parent.name].seconds == pytest.approx(100 + 150)
+
+
+def test_a_speed_of_zero_is_damaged(copy):
+    (next(copy[1].iterdir()) / "speed.jsonl").write_text('{"step": 400, "tokens_per_second": 0}\n')
+    with pytest.raises(ConfigError, match=r"speed\.jsonl: damaged"):
         Records(*copy)

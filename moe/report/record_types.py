@@ -1,0 +1,124 @@
+"""Types of the records that the report reads, one for each file of JSON or JSON lines."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moe.config import Experiment, LatencyConfig, Name
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A part of a record: the fields that the report reads; others may follow."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Stamp(Part):
+    """What made a record."""
+
+    code: str
+    versions: dict[str, str] = {}
+    device: str = "unknown"
+    config_hash: str = ""
+
+
+class TrainRecord(Stamp):
+    """`train.json`."""
+
+    schema_: Literal["moe-train/1"] = Field(alias="schema")
+    steps: int
+    tokens: int
+    parameters: int
+    active_parameters: int
+    processes: int = 1
+    weights_sha256: str = ""
+
+
+class CurveLine(Part):
+    """One line of `train.jsonl`."""
+
+    step: int
+    lm_loss: Finite
+    balance: list[list[Finite]]
+    max_vio_global: list[Finite]
+    max_vio_micro: list[Finite]
+
+
+class SpeedLine(Part):
+    """One line of `speed.jsonl`: the speed over the steps since the line before."""
+
+    step: int
+    tokens_per_second: Finite = Field(gt=0)
+
+
+class Heldout(Part):
+    """Held-out loss of one domain."""
+
+    nats: Finite
+    perplexity: Finite
+    bits_per_byte: Finite
+    tokens: int
+
+
+class Average(Part):
+    """Means over the domains."""
+
+    nats: Finite
+    perplexity: Finite
+    bits_per_byte: Finite
+
+
+class EvaluationRecord(Stamp):
+    """`evaluation.json`; `lm_eval` is lm-eval's own record."""
+
+    schema_: Literal["moe-evaluation/1"] = Field(alias="schema")
+    heldout: dict[str, Heldout] = Field(min_length=1)
+    average: Average
+    lm_eval: dict[str, Any] | None = None
+
+
+class Phases(Part):
+    """Latencies of one kind of routing: seconds of each prefill, and of each decoded position, of the whole batch."""
+
+    prefill_seconds: list[Finite] = Field(min_length=1)
+    decode_seconds: list[Finite] = Field(min_length=1)
+
+
+class Timing(Part):
+    """Latencies of one run; a training step is timed once in every repetition."""
+
+    train_step_seconds: list[Finite] = Field(min_length=1)
+    learned: Phases
+    balanced: Phases
+
+
+class LatencyRecord(Stamp):
+    """`latency.json`: runs that were timed side by side, repetition by repetition."""
+
+    schema_: Literal["moe-latency/1"] = Field(alias="schema")
+    settings: LatencyConfig
+    runs: dict[str, Timing]
+
+
+class Entry(Part):
+    """One row of the runs table."""
+
+    run: str
+    experiment: str
+    arm: str
+    labels: dict[str, str]
+    seed: int
+    data: str
+
+
+class RunsTable(Part):
+    """`runs.json`: which runs belong to which arm of which experiment."""
+
+    schema_: Literal["moe-runs/1"] = Field(alias="schema")
+    scale: str
+    description: str = ""
+    settings: dict[str, Any] = {}
+    experiments: dict[Name, Experiment]
+    runs: list[Entry]
