@@ -20,8 +20,8 @@ EMBEDDED_BYTES = 1_000_000
 """Data files above this size are linked but not carried inside the page."""
 
 
-class TableEntry(BaseModel):
-    """A table in `tables/index.json`; without rows it is a data file."""
+class IndexEntry(BaseModel):
+    """What `index.json` says of a table or a figure; `experiment` is empty for what belongs to the scale."""
 
     name: str
     file: str
@@ -29,19 +29,18 @@ class TableEntry(BaseModel):
     section: str
     title: str
     caption: str
+
+
+class TableEntry(IndexEntry):
+    """A table in `tables/index.json`; without rows it is a data file."""
+
     columns: list[str] = []
     rows: list[list[str]] = []
 
 
-class FigureEntry(BaseModel):
+class FigureEntry(IndexEntry):
     """A figure in `figures/index.json`."""
 
-    name: str
-    file: str
-    experiment: str
-    section: str
-    title: str
-    caption: str
     alt: str
     data: list[str]
 
