@@ -4,10 +4,9 @@ import math
 
 import pandas as pd
 
-from moe.analysis.statistics import PairedDifference
 from moe.report import measures, text
 from moe.report.records import Records
-from moe.report.table import Table, seeds_per_arm
+from moe.report.table import Table, ratio_columns, seeds_per_arm
 
 
 def perplexity_table(records: Records, experiment: str) -> Table:
@@ -102,7 +101,7 @@ def latency_table(records: Records, experiment: str) -> Table:
                 "arm": arm,
                 "seeds": int(runs["train_step_ms"].count()),
                 **means,
-                **_ratio_columns(ratio),
+                **ratio_columns(ratio),
                 "status": "measured",
             }
         )
@@ -111,7 +110,7 @@ def latency_table(records: Records, experiment: str) -> Table:
             "seeds": str(rows[-1]["seeds"]),
             "train step p50 (ms)": text.number(means["train_step_ms"], 1),
         }
-        line[f"ratio to “{reference}” [95 %]"] = "reference" if arm == reference else _ratio_text(ratio)
+        line[f"ratio to “{reference}” [95 %]"] = "reference" if arm == reference else text.ratio(ratio)
         for phase in ("prefill", "decode"):
             for kind in ("learned", "balanced"):
                 pair = (text.number(means[f"{phase}_{kind}_{level}_ms"], 2) for level in ("p50", "p95"))
@@ -141,18 +140,3 @@ def _timing_settings(records: Records) -> str:
         f"prefill of {settings.batch_sequences} sequences of {settings.prompt_tokens} tokens; decode: one more "
         "position of each."
     )
-
-
-def _ratio_columns(ratio: PairedDifference | None) -> dict[str, float]:
-    if ratio is None:
-        return dict.fromkeys(("ratio", "ratio_low", "ratio_high"), math.nan)
-    ends = (math.nan if end is None else math.exp(end) for end in (ratio.low, ratio.high))
-    return dict(zip(("ratio", "ratio_low", "ratio_high"), (math.exp(ratio.mean), *ends), strict=True))
-
-
-def _ratio_text(ratio: PairedDifference | None) -> str:
-    if ratio is None:
-        return text.NOT_RUN
-    if ratio.low is None or ratio.high is None:
-        return f"{math.exp(ratio.mean):.3f} (one repetition: no interval)"
-    return f"{math.exp(ratio.mean):.3f} [{math.exp(ratio.low):.3f}, {math.exp(ratio.high):.3f}]"

@@ -1,9 +1,11 @@
 """A table, for machines and for people, before it is written."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
 
+from moe.analysis.statistics import PairedDifference
 from moe.report import text
 
 
@@ -30,3 +32,11 @@ def seeds_per_arm(frame: pd.DataFrame) -> str:
     counts = frame.groupby("arm")["seed"].nunique()
     low, high = counts.min(), counts.max()
     return f"{text.seeds(low)} per arm" if low == high else f"{low} to {high} seeds per arm"
+
+
+def ratio_columns(logarithm: PairedDifference | None) -> dict[str, float]:
+    """Columns of a ratio and its interval, from the paired difference of the logarithms; NaN for what is missing."""
+    if logarithm is None:
+        return dict.fromkeys(("ratio", "ratio_low", "ratio_high"), math.nan)
+    ends = (math.nan if end is None else math.exp(end) for end in (logarithm.low, logarithm.high))
+    return dict(zip(("ratio", "ratio_low", "ratio_high"), (math.exp(logarithm.mean), *ends), strict=True))

@@ -38,6 +38,15 @@ def interval(difference: PairedDifference | None, digits: int = 4) -> str:
     return f"{signed(difference.mean, digits)} [{signed(difference.low, digits)}, {signed(difference.high, digits)}]"
 
 
+def ratio(logarithm: PairedDifference | None) -> str:
+    """A ratio with its 95 % interval, from the paired difference of the logarithms over repetitions."""
+    if logarithm is None:
+        return NOT_RUN
+    if logarithm.low is None or logarithm.high is None:
+        return f"{math.exp(logarithm.mean):.3f} (one repetition: no interval)"
+    return f"{math.exp(logarithm.mean):.3f} [{math.exp(logarithm.low):.3f}, {math.exp(logarithm.high):.3f}]"
+
+
 def paper_note(items: str) -> str:
     """What the paper prints in the named items, in one sentence for a caption."""
     names = [name for name in named_items(items) if name in NOTES]
