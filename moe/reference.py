@@ -9,17 +9,19 @@ from moe.settings import ConfigError
 
 OF_RUN = ("config.json", "train.json", "train.jsonl", "speed.jsonl", "evaluation.json", "routing.parquet")
 OF_SCALE = ("runs.json", "latency.json")
+OPTIONAL = "estimators.json"
 
 
 def copy_records(table: Path, runs: Path, out: Path) -> None:
-    """Copy `table`, the latency record beside it and the records of its runs to `out`, in place of earlier ones.
+    """Copy `table`, the records beside it and those of its runs to `out`, in place of earlier ones.
 
-    The runs lie in `out`/runs/<run>/ then. Raises `ConfigError` if a record is missing.
+    The runs lie in `out`/runs/<run>/ then. Raises `ConfigError` if a record is missing; that of the estimators may be.
     """
     if not table.is_file():
         raise ConfigError(f"{table}: missing; run the scale first")
     names = {row["run"] for row in json.loads(table.read_text(encoding="utf-8"))["runs"]}
-    copies = {table.parent / file: Path(file) for file in OF_SCALE}
+    of_scale = [*OF_SCALE, *([OPTIONAL] if (table.parent / OPTIONAL).exists() else [])]
+    copies = {table.parent / file: Path(file) for file in of_scale}
     copies |= {runs / name / file: Path("runs", name, file) for name in sorted(names) for file in OF_RUN}
     with complete_folder(out) as temporary:
         for source, target in copies.items():

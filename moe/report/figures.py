@@ -6,14 +6,13 @@
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from moe.provenance import complete_folder, write_json
 from moe.report import claims, measures, paper, routing_figures, text
+from moe.report.estimator_figure import estimator_drawing
 from moe.report.records import Records
-from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, arm_styles, context, legend_below, save
+from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, arm_styles, context, legend_below, log2_axis, save
 
 
 def window_figure(
@@ -54,7 +53,7 @@ def window_figure(
             x, means[arm], yerr=half, color=style.colour, marker=style.marker, markersize=8, linestyle="",
             capsize=4, linewidth=1.8, label=text.wrapped(arm), zorder=4,
         )  # fmt: skip
-    _log2_axis(ours, sorted({window for curve in curves for window, _ in curve} | set(others.values())))
+    log2_axis(ours, sorted({window for curve in curves for window, _ in curve} | set(others.values())))
     ours.set_ylabel("held-out loss (nats/token)")
     ours.set_xlabel("Balance BSZ (sequences)")
     seeds = len(losses)
@@ -76,20 +75,12 @@ def window_figure(
         markersize=9,
         label="LBL + buffer",
     )
-    _log2_axis(theirs, [2, 4, 8, 16, 32, 64, 128, 256, 512])
+    log2_axis(theirs, [2, 4, 8, 16, 32, 64, 128, 256, 512])
     theirs.set_ylabel("Avg PPL")
     theirs.set_xlabel("Balance BSZ (sequences)")
     theirs.set_title("Quoted: the paper's Figure 2, 3.4B, one run each")
     theirs.legend(loc="upper right")
     return figure
-
-
-def _log2_axis(axes: Axes, ticks: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.margins(x=0.08)
 
 
 def difference_figure(runs: pd.DataFrame, reference: str, styles: dict[str, ArmStyle]) -> Figure:
@@ -279,18 +270,17 @@ def latency_drawing(records: Records, experiment: str) -> Drawing | None:
 
 
 def write_figures(records: Path, runs: Path, out: Path) -> None:
-    """Draw every figure of every experiment below `out`, which is replaced as a whole; `records` is `runs.json`.
+    """Draw every figure of every experiment, and that of the estimators, below `out`, which is replaced as a whole;
+    `records` is `runs.json`.
 
     Equal records give equal bytes. Raises `ConfigError` for a record that is missing or damaged.
     """
     book, entries = Records(records, runs), []
     makers = (headline_drawing, training_drawing, *routing_figures.DRAWINGS, latency_drawing)
     with complete_folder(out) as folder, context():
-        for experiment in book.table.experiments:
-            for make in makers:
-                drawing = make(book, experiment)
-                if drawing:
-                    save(drawing, folder)
-                    names = ("name", "file", "experiment", "section", "title", "caption", "alt", "data")
-                    entries.append({name: getattr(drawing, name) for name in names})
+        drawings = (make(book, experiment) for experiment in book.table.experiments for make in makers)
+        for drawing in filter(None, (*drawings, estimator_drawing(book))):
+            save(drawing, folder)
+            names = ("name", "file", "experiment", "section", "title", "caption", "alt", "data")
+            entries.append({name: getattr(drawing, name) for name in names})
         write_json(folder / "index.json", entries)

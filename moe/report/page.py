@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from moe.provenance import code_fingerprint, complete_file
-from moe.report import claims, text
+from moe.report import claims, estimator_advice, text
 from moe.report.records import Records, Run, read_record, read_text
 
 EMBEDDED_BYTES = 1_000_000
@@ -78,6 +78,7 @@ def write_page(records: Path, runs: Path, tables: Path, figures: Path, out: Path
         figures=[figure.model_dump() | _images(figures, figure.file, folder, remedy) for figure in drawn],
         links={table.file: _link(tables / f"{table.file}.csv", folder) for table in shown},
         downloads=[_download(tables / f"{table.file}.csv", remedy) for table in shown],
+        advice=estimator_advice.advice(book.estimators) if book.estimators else [],
         provenance=_provenance(book),
     )
     with complete_file(out) as temporary:
@@ -126,7 +127,7 @@ def _provenance(records: Records) -> dict[str, Any]:
     """What made the records: versions, devices, code, and one line for each run."""
     runs, code = records.runs, code_fingerprint()
     stamps = [stamp for run in runs.values() for stamp in (run.train, run.evaluation)]
-    stamps += [records.latency] if records.latency else []
+    stamps += [stamp for stamp in (records.latency, records.estimators) if stamp]
     packages = sorted({package for stamp in stamps for package in stamp.versions})
     versions = {name: sorted({stamp.versions[name] for stamp in stamps if name in stamp.versions}) for name in packages}
     seconds = sum(run.seconds for run in runs.values())

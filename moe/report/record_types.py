@@ -102,6 +102,39 @@ class LatencyRecord(Stamp):
     runs: dict[str, Timing]
 
 
+class Gradient(Part):
+    """The balance gradient of one estimator beside that of `exact`, at one step, with respect to one layer's router.
+
+    `passes` is None where the estimator does not depend on the number of accumulation passes.
+    """
+
+    step: int
+    estimator: str
+    passes: int | None = Field(ge=1)
+    layer: int = Field(ge=0)
+    cosine: Finite
+    relative_error: Finite = Field(ge=0)
+
+
+class StepSeconds(Part):
+    """Seconds of optimizer steps with one estimator; equal places in the lists of a record ran beside each other."""
+
+    estimator: str
+    passes: int = Field(ge=1)
+    seconds: list[Annotated[Finite, Field(gt=0)]] = Field(min_length=1)
+
+
+class EstimatorsRecord(Stamp):
+    """`estimators.json`: the estimators of f on the way of one run that was trained with `exact`."""
+
+    schema_: Literal["moe-estimators/1"] = Field(alias="schema")
+    run: str
+    seed: int
+    batch_sequences: int
+    gradients: list[Gradient] = Field(min_length=1)
+    step_seconds: list[StepSeconds] = Field(min_length=1)
+
+
 class Entry(Part):
     """One row of the runs table."""
 

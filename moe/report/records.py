@@ -1,7 +1,8 @@
 """Read `runs.json` and the records of its runs, checked once, so that tables and figures can rely on them.
 
-A file that is missing or damaged raises `ConfigError`, which names it and the command that makes it again. Only
-`latency.json`, beside `runs.json`, may be absent or leave runs out: what was not timed says "not run".
+A file that is missing or damaged raises `ConfigError`, which names it and the command that makes it again. Only two
+files beside `runs.json` may be absent: without `latency.json`, or for a run that it leaves out, times say "not run";
+without `estimators.json` nothing is said of estimators.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from moe.config import RunConfig, window_sequences
 from moe.report.record_types import (
     CurveLine,
+    EstimatorsRecord,
     EvaluationRecord,
     LatencyRecord,
     RunsTable,
@@ -78,8 +80,9 @@ class Records:
         self.path = table
         self.table: RunsTable = read_record(RunsTable, table, remedy)
         remedy = f"snakemake --config scale={self.table.scale}"
-        timed = table.parent / "latency.json"
-        self.latency: LatencyRecord | None = read_record(LatencyRecord, timed, remedy) if timed.exists() else None
+        folder = table.parent
+        self.latency: LatencyRecord | None = _optional(LatencyRecord, folder / "latency.json", remedy)
+        self.estimators: EstimatorsRecord | None = _optional(EstimatorsRecord, folder / "estimators.json", remedy)
         timings = self.latency.runs if self.latency else {}
         rows = {row.run: row for row in self.table.runs}
         self.runs = {
@@ -124,6 +127,10 @@ def read_text(path: Path, remedy: str) -> str:
 def read_record(schema: Any, path: Path, remedy: str) -> Any:
     """A JSON file checked against a type; `ConfigError` with the `remedy` if it is missing or damaged."""
     return _validated(schema, read_text(path, remedy), path, remedy)
+
+
+def _optional(schema: Any, path: Path, remedy: str) -> Any:
+    return read_record(schema, path, remedy) if path.exists() else None
 
 
 def _lines(schema: Any, path: Path, remedy: str) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 WIDTH = 5.0
 """Inches: on a 390-pixel phone the text of a figure of this width is still read without zooming."""
@@ -82,7 +83,7 @@ class Drawing:
     @property
     def file(self) -> str:
         """Name of its files, without suffix."""
-        return f"{self.experiment}-{self.name}"
+        return f"{self.experiment}-{self.name}" if self.experiment else self.name
 
 
 def save(drawing: Drawing, folder: Path) -> None:
@@ -100,6 +101,15 @@ def context():
 def uniform_line(axes: Axes, level: float, label: str) -> None:
     """Dashed line at the level of uniform routing."""
     axes.axhline(level, color=GREY, linestyle="--", linewidth=1.1, label=label, zorder=1)
+
+
+def log2_axis(axes: Axes, ticks: list[int]) -> None:
+    """Logarithmic x axis with the given ticks alone, as plain numbers."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.margins(x=0.08)
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:

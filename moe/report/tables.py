@@ -1,7 +1,7 @@
 """All tables of a scale, written as files.
 
-`write_tables` writes `<experiment>-<table>.csv` and `.md`, `paper.csv` and `.md`, and `index.json`, which the page is
-made from.
+`write_tables` writes `<experiment>-<table>.csv` and `.md`, `estimators.csv` and `.md` with their data where
+they were measured, `paper.csv` and `.md`, and `index.json`, which the page is made from.
 """
 
 import math
@@ -14,6 +14,8 @@ import pandas as pd
 from moe.provenance import complete_folder, write_json
 from moe.report import claims, measures, paper, text
 from moe.report.comparison_tables import contrast_table, headline_table
+from moe.report.estimator_advice import advice
+from moe.report.estimator_table import estimator_tables
 from moe.report.measurement_tables import downstream_table, latency_table, layer_table, perplexity_table
 from moe.report.records import Records
 from moe.report.table import Table
@@ -34,7 +36,7 @@ SHOWN = (headline_table, contrast_table, perplexity_table, downstream_table, lay
 
 
 def all_tables(records: Records) -> list[Table]:
-    """Every table and data file of every experiment, then the paper's values."""
+    """Every table and data file of every experiment, those of the estimators, then the paper's values."""
     tables = []
     for experiment in records.table.experiments:
         tables += [make(records, experiment) for make in SHOWN]
@@ -43,7 +45,7 @@ def all_tables(records: Records) -> list[Table]:
             tables.append(
                 Table(name, "data", f"Data: {name}", (make.__doc__ or "").split("\n")[0], frame, None, experiment)
             )
-    return [*tables, paper_table()]
+    return [*tables, *estimator_tables(records), paper_table()]
 
 
 def paper_table() -> Table:
@@ -91,7 +93,7 @@ def markdown(table: Table) -> str:
 
 
 def headline_text(records: Path, runs: Path) -> str:
-    """The headline sentence and the headline tables as plain text for a terminal.
+    """The headline sentence, the headline tables and the advice on estimators as plain text for a terminal.
 
     `records` is `runs.json`, `runs` the folder of runs; raises `ConfigError` for a record that is missing or damaged.
     """
@@ -102,6 +104,8 @@ def headline_text(records: Path, runs: Path) -> str:
         assert table is not None
         columns = [column for column in table.columns if column not in ("Balance BSZ (sequences)", "status")]
         parts.append(f"{experiment.title}\n{table[columns].to_string(index=False)}")
+    if book.estimators:
+        parts.append("\n".join(["Estimators of f", *advice(book.estimators)]))
     return "\n\n".join(parts)
 
 

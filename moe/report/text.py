@@ -22,6 +22,15 @@ def signed(value: float, digits: int = 4) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def significant(value: float) -> str:
+    """A value above 0 with two significant digits, never in powers of ten."""
+    if math.isnan(value) or value == 0:
+        return number(value, 0)
+    if value < 1e-5:
+        return "< 0.00001"
+    return number(value, max(0, 1 - math.floor(math.log10(value))))
+
+
 def p_value(p: float | None) -> str:
     """A p-value with two significant digits."""
     if p is None:

@@ -42,7 +42,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory):
-    """One seed, no latency, no task, no window axis, and names that are HTML."""
+    """One seed, no latency, no task, no estimators, no window axis, and names that are HTML."""
     markup = "<script>alert('x')</script>"
     arms = {f"{markup} $1 & $2": {}, "high": {"train.learning_rate": 0.01}, "none": {"balance.terms": []}}
     experiment = {
@@ -52,4 +52,5 @@ def hostile(tmp_path_factory):
     experiments = {"rates": synthetic_module.Experiment.model_validate(experiment)}
     domains = (markup, *synthetic_module.DOMAINS[1:])
     root = tmp_path_factory.mktemp("hostile")
-    return draw(root, experiments=experiments, seeds=(5,), domains=domains, latency=False, tasks=False)
+    absent = dict.fromkeys(("latency", "tasks", "estimators"), False)
+    return draw(root, experiments=experiments, seeds=(5,), domains=domains, **absent)

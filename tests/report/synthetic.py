@@ -43,7 +43,7 @@ def run_config(fields, seed):
 
 
 def write_records(
-    root: Path, experiments=None, *, seeds=(0, 1, 2), domains=DOMAINS, latency=True, tasks=True
+    root: Path, experiments=None, *, seeds=(0, 1, 2), domains=DOMAINS, latency=True, tasks=True, estimators=True
 ) -> tuple[Path, Path]:
     """Write `runs.json` and the run folders; an experiment's arms are those of its first axis."""
     experiments = experiments or {"balance_window": WINDOW_EXPERIMENT}
@@ -68,6 +68,8 @@ def write_records(
     write_json(root / "runs.json", table)
     if latency:
         write_json(root / "latency.json", _latency([row["run"] for row in rows if row["seed"] == seeds[0]]))
+    if estimators:
+        write_json(root / "estimators.json", estimators_record(rows[-1]["run"], seeds[0]))
     return root / "runs.json", root / "runs"
 
 
@@ -120,6 +122,31 @@ def _latency(runs):
         found[run] = {"train_step_seconds": step.tolist(), "learned": learned, "balanced": balanced}
     head = {"settings": LatencyConfig().model_dump(), "threads": 1}
     return stamp("moe-latency/1", device="Example CPU, 2 cores", **head) | {"runs": found}
+
+
+def estimators_record(run, seed, *, passes=(2, 4, 8, 16, 32), timed=(1, 2, 8, 32), overhead=0.02):
+    """Errors that fall over the steps and rise with the passes; `overhead`: the share that exact adds at two passes."""
+    rng = np.random.default_rng(5)
+    gradients = []
+    for step in range(30, 451, 60):
+        errors = {("pass", p): 0.35 * (p - 1) ** 0.5 for p in passes}
+        errors |= {("prefix", p): 0.12 * (p - 1) ** 0.3 for p in passes}
+        errors |= {("previous", None): 0.5, ("ema 4", None): 0.26, ("ema 16", None): 0.31, ("ema 64", None): 0.75}
+        for (estimator, p), size in errors.items():
+            for layer in range(LAYERS):
+                error = size * (1.3 - 0.1 * layer) * (1 + 2 * np.exp(-step / 60)) * np.exp(0.15 * rng.normal())
+                row = {"step": step, "estimator": estimator, "passes": p, "layer": layer}
+                gradients.append(row | {"cosine": float(1 / np.hypot(1, error)), "relative_error": float(error)})
+    step_seconds = []
+    for p in timed:
+        moment = 0.1 * (1 + 0.02 * p) * (1 + 0.15 * rng.random(12))  # the machine's slow moments meet every estimator
+        for estimator in ("exact", "prefix", "previous", "ema 4"):
+            counting = overhead * np.log2(2 * p) if estimator == "exact" and p > 1 else 0
+            seconds = moment * (1 + counting) * np.exp(0.012 * rng.normal(size=12))
+            step_seconds.append({"estimator": estimator, "passes": p, "seconds": seconds.tolist()})
+    head = {"run": run, "seed": seed, "config_hash": "0" * 8, "threads": 1, "batch_sequences": 32, "steps": 450}
+    body = {"gradients": gradients, "step_seconds": step_seconds}
+    return stamp("moe-estimators/1", device="Example CPU, 2 cores", **head) | body
 
 
 def _curve(folder, rng, gain, focus, terms):
