@@ -83,4 +83,4 @@ def records(wildcards):
     """Records that the report reads."""
     files = ["train.json", "evaluation.json", "routing.parquet"]
     found = [f"results/runs/{run}/{file}" for run in PLAN.configs for file in files]
-    return [*found, f"results/{PLAN.name}/latency.json"]
+    return [*found, f"results/{PLAN.name}/latency.json", f"results/{PLAN.name}/estimators.json"]
