@@ -11,6 +11,11 @@ from moe.settings import parse
 from tests.data.corpora import CHINESE, ENGLISH, write_jsonl
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-golden` rewrites `tests/golden/losses.json`."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files with what is found")
+
+
 def tiny_config(data: DataConfig, **sections: dict) -> RunConfig:
     """A run of seconds: 2 layers, 8 experts, top-2, batches of 12 sequences of 32 tokens."""
     raw = {
