@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe.balance.statistics import Statistics, sequence_statistics
-from moe.model.router import record_routing, widened
+from moe.model.router import Routing, record_routing, widened
 
 # S sequences, N tokens of a sequence, H hidden units
 
@@ -37,7 +37,9 @@ class Objective(nn.Module):
         `mask_SN`: true where a token counts. Padding stands at the end of a sequence, where causal attention keeps it
         from being seen.
         """
-        hidden_SNH, statistics = self.route(tokens_SN, mask_SN)
+        with record_routing(self.model) as layers:
+            hidden_SNH = self.model.model(input_ids=tokens_SN, use_cache=False).last_hidden_state
+        statistics = _statistics(layers, tokens_SN, mask_SN)
         targets_SN = tokens_SN[:, 1:]
         if mask_SN is not None:
             targets_SN = targets_SN.masked_fill(~mask_SN[:, 1:], IGNORED)
@@ -56,17 +58,16 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def count(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
-        """The statistics alone, without gradient and without logits."""
-        return self.route(tokens_SN, mask_SN)[1]
+        """The statistics alone, without gradient."""
+        return self.route(tokens_SN, mask_SN)
 
-    def route(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> tuple[Tensor, Statistics]:
-        """Hidden states behind the last layer [S, N, H], and statistics."""
-        with record_routing(self.model) as layers:
-            hidden_SNH = self.model.model(input_ids=tokens_SN, use_cache=False).last_hidden_state
-        statistics = sequence_statistics(
-            [layer.logits_TE for layer in layers],
-            [layer.selected_TK for layer in layers],
-            num_sequences=len(tokens_SN),
-            mask_SN=mask_SN,
-        )
-        return hidden_SNH, statistics
+    def route(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
+        """The statistics alone; nothing behind the last router is computed."""
+        with record_routing(self.model, stop=True) as layers:
+            self.model.model(input_ids=tokens_SN, use_cache=False)
+        return _statistics(layers, tokens_SN, mask_SN)
+
+
+def _statistics(layers: list[Routing], tokens_SN: Tensor, mask_SN: Tensor | None) -> Statistics:
+    logits_LTE, selected_LTK = [layer.logits_TE for layer in layers], [layer.selected_TK for layer in layers]
+    return sequence_statistics(logits_LTE, selected_LTK, num_sequences=len(tokens_SN), mask_SN=mask_SN)

@@ -84,20 +84,30 @@ def round_robin(scores_TE: Tensor, top_k: int) -> Tensor:
     return torch.arange(num_tokens * top_k, device=scores_TE.device).view(num_tokens, top_k) % num_experts
 
 
+class _AllRouted(Exception):
+    """Ends a forward pass behind its last router."""
+
+
 @contextmanager
-def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
+def record_routing(model: nn.Module, *, stop: bool = False) -> Iterator[list[Routing]]:
     """Collect a `Routing` of each layer, first layer first, from the forward pass inside the block.
 
-    Recording ends with the block, so that the recomputation of activation checkpointing is not counted again.
+    Recording ends with the block, so that the recomputation of activation checkpointing is not counted again. With
+    `stop` the forward pass ends behind the last router, whose experts and what follows are not computed.
     """
     recorded: list[Routing] = []
+    routers = [module for module in model.modules() if isinstance(module, Router)]
 
     def record(_module: nn.Module, _inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
         recorded.append(Routing(logits_TE=output[0], selected_TK=output[2]))
+        if stop and len(recorded) == len(routers):
+            raise _AllRouted
 
-    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, Router)]
+    handles = [router.register_forward_hook(record) for router in routers]
     try:
         yield recorded
+    except _AllRouted:
+        pass
     finally:
         for handle in handles:
             handle.remove()

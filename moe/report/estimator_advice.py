@@ -22,9 +22,11 @@ class Choice:
 
     @property
     def nearest(self) -> list[str]:
-        """The estimators, exact aside, with the lowest error to two significant digits."""
-        shown = {name: text.significant(error) for name, error in self.errors.items()}
-        lowest = shown[min(self.errors, key=lambda name: self.errors[name])]
+        """The estimators, exact aside, with the lowest error to two significant digits; `pass` is none, since it makes
+        the window smaller, and is named beside them."""
+        errors = {name: error for name, error in self.errors.items() if name != "pass"} or self.errors
+        shown = {name: text.significant(error) for name, error in errors.items()}
+        lowest = shown[min(errors, key=lambda name: errors[name])]
         return [name for name in shown if shown[name] == lowest]
 
     @property
@@ -67,7 +69,8 @@ def _recommendation(found: list[Choice]) -> str:
     parts = [f"{names} at {_listed([str(passes) for passes in at], 'and')} passes" for names, at in uses.items()]
     return (
         f"Use {_listed(parts, 'and', ', ')}. The rule: “exact” where it makes a step less than {AFFORDABLE:.0%} longer "
-        "than “prefix” does, else the estimator whose balance gradient comes nearest to that of “exact”."
+        "than “prefix” does, else the estimator of the whole window whose balance gradient comes nearest to that of "
+        "“exact”."
     ).replace("%", " %")
 
 

@@ -114,6 +114,18 @@ def test_use_our_parts_keeps_the_parameters_themselves() -> None:
     assert all(before[name] is after[name] for name in before)
 
 
+def test_counting_ends_behind_the_last_router_and_gives_the_statistics_of_the_forward_pass() -> None:
+    objective = Objective(build())
+    tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
+    expected = objective(tokens).statistics
+    ran: list[int] = []
+    for i, layer in enumerate(objective.model.model.layers):
+        layer.mlp.experts.register_forward_hook(lambda *_, i=i: ran.append(i))
+    counted = objective.count(tokens)
+    assert all(torch.equal(a, b) for a, b in zip(counted, expected, strict=True))
+    assert ran == list(range(len(objective.model.model.layers) - 1))
+
+
 def test_bf16_autocast_keeps_the_router_in_fp32_and_the_loss_close() -> None:
     objective = Objective(build())
     tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))

@@ -96,6 +96,7 @@ ERRORS = {("pass", 2): 0.5, ("prefix", 2): 0.2, ("pass", 8): 1.5, ("prefix", 8):
         (ERRORS, {8: 1.06}, "Use “ema 4” at 8 passes."),
         (ERRORS | {("prefix", 8): 0.3001}, {8: 1.06}, "Use “prefix” or “ema 4” at 8 passes."),
         ({("previous", None): 0.7}, {1: 1.0, 4: 1.2}, "Use “previous” at 4 passes."),
+        (ERRORS | {("pass", 2): 0.1}, {2: 1.06, 8: 1.06}, "Use “prefix” at 2 passes, and “ema 4” at 8 passes."),
         (ERRORS, {4: 1.0}, "Nothing is advised: “exact” was not timed"),
         ({("previous", None): 0.7}, {1: 1.0}, "With one accumulation pass nothing is estimated"),
     ],

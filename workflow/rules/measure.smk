@@ -56,7 +56,7 @@ rule estimators:
         settings=canonical_json(PLAN.scale.estimators),
         run=f"results/runs/{PLAN.widest}",
     shell:
-        "python -m moe estimators --run {params.run} --data {input.data} --state results/state/{wildcards.scale}"
+        "python -m moe estimators --run {params.run} --data {input.data} --state results/state/estimators-{wildcards.scale}"
         ' --settings {params.settings:q} --hardware "$MOE_HARDWARE" --out {output} 2>&1 | tee -i {log}'
 
 
