@@ -1,0 +1,1 @@
+"""The built-in adapters: this package and what others do."""
