@@ -46,11 +46,12 @@ reference: environment ## for maintainers: keep the records of a finished scale 
 	@$(RUN) moe reference --records results/$(SCALE)/runs.json --out $(REFERENCE)
 	@$(MAKE) --no-print-directory figures SCALE=$(SCALE)
 
-format: environment ## rewrite code, rules and the generated page of configuration keys
+format: environment ## rewrite code, rules and the generated pages
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 	$(RUN) snakefmt Snakefile workflow
 	$(RUN) moe schema > config/README.md
+	$(RUN) moe conformance --out docs/conformance.md > /dev/null
 
 clean: ## remove what runs have made; the committed reference and .venv stay
 	mkdir -p results reports

@@ -178,6 +178,23 @@ def schema(args: argparse.Namespace) -> None:
     print(markdown(), end="")
 
 
+def conformance(args: argparse.Namespace) -> None:
+    """measure what holds for an implementation of the load-balancing loss"""
+    from moe.conformance.page import details, page, table
+    from moe.conformance.targets import BUILT_IN, examine, load
+    from moe.provenance import complete_file
+
+    targets = {name: load(name) for name in ([args.target] if args.target else BUILT_IN)}
+    findings = {name: examine(target) for name, target in targets.items()}
+    print(table(findings), details(findings), sep="\n", end="")
+    if args.out:
+        with complete_file(args.out) as temporary:
+            temporary.write_text(page(targets, findings), encoding="utf-8")
+    failing = sum(finding.outcome == "fails" for finding in findings.get(args.target, {}).values())
+    if failing:
+        raise ConfigError(f"{args.target}: {failing} of {len(findings[args.target])} properties do not hold")
+
+
 FILE = {"type": Path, "required": True, "metavar": "PATH"}
 SCALE = {"default": "cpu", "help": "a file of config/scales, without .yaml (default: cpu)"}
 RECORDS = {
@@ -222,6 +239,15 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
     headline: RECORDS,
     reference: RECORDS | {"--out": FILE},
     schema: {},
+    conformance: {
+        "target": {
+            "nargs": "?",
+            "metavar": "TARGET",
+            "help": "ours, transformers, megatron, prefix, package.module:name or path/to/file.py:name "
+            "(default: all built-ins, and no failure)",
+        },
+        "--out": {"type": Path, "metavar": "PATH", "help": "also write the page of docs/conformance.md"},
+    },
 }
 
 
