@@ -419,3 +419,14 @@ def check_split(train: TrainConfig, processes: int) -> None:
             f"({processes}) in {passes} passes of at most train.sequences_per_pass ({train.pass_sequences}): "
             "take fewer processes or larger passes"
         )
+
+
+def check_estimators(train: TrainConfig, settings: EstimatorsConfig) -> None:
+    """Raise `ConfigError` where no step of the run, or no number of passes, would be compared."""
+    if settings.every > train.steps:
+        raise ConfigError(f"estimators.every ({settings.every}) cannot exceed train.steps ({train.steps})")
+    if all(train.batch_sequences % passes for passes in settings.passes):
+        raise ConfigError(
+            f"estimators.passes {list(settings.passes)}: one of them must divide train.batch_sequences "
+            f"({train.batch_sequences})"
+        )

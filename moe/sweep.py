@@ -23,6 +23,7 @@ from moe.config import (
     RunConfig,
     Scale,
     TrainConfig,
+    check_estimators,
     check_split,
     window_sequences,
 )
@@ -131,6 +132,7 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
                     f"experiment {title}: arms '{owner[run]}' and '{arm}' resolve to the same run; remove one of them"
                 )
             check_latency(config, scale.latency)
+            check_estimators(config.train, scale.estimators)
             configs[run] = config
             rows.append(Row(run, title, arm, labels, seed, digest(config.data.packed())))
     return Plan(name, scale, experiments, tuple(rows), configs)

@@ -113,6 +113,15 @@ def test_a_prompt_longer_than_the_sequences_is_refused_before_anything_is_traine
 
 
 @pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"every": 500}, r"estimators.every \(500\).*train.steps"), ({"passes": [5]}, r"estimators.passes \[5\].*\(32\)")],
+)
+def test_estimators_that_would_compare_nothing_are_refused(settings: dict, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        plan(windows(1), estimators=settings)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         ("corpus: china-law", "corpus: chinese-law", "unknown corpus 'chinese-law'; did you mean 'china-law'?"),

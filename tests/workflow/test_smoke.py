@@ -46,7 +46,15 @@ def test_every_run_has_its_records_and_no_state_is_left(finished: Path):
     assert len(runs) == 8
     for folder in runs:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        assert names == {"config.json", "model", "train.json", "train.jsonl", "evaluation.json", "routing.parquet"}
+        assert names == {
+            "config.json",
+            "model",
+            "train.json",
+            "train.jsonl",
+            "speed.jsonl",
+            "evaluation.json",
+            "routing.parquet",
+        }
 
 
 def test_the_headline_is_printed_from_the_records(finished: Path):

@@ -19,10 +19,10 @@ HARDWARE = PLAN.scale.hardware
 # How the machine is used is neither input nor param of a rule: it changes no result, so it must retrain nothing.
 HARDWARE_JSON = shlex.quote(canonical_json(HARDWARE))
 # Neither is what a step without a finite gradient leads to: `--config skip_nonfinite=true`.
-TRAIN_FLAGS = "--skip-nonfinite" if config.get("skip_nonfinite") else ""
+TRAIN_FLAGS = "--skip-nonfinite" if config.get("skip_nonfinite") else "''"
 # The jobs' `python` is the one that runs Snakemake, whether or not its environment is activated.
 BIN = shlex.quote(str(Path(sys.executable).parent))
-shell.prefix("set -euo pipefail; export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON}; ")
+shell.prefix("set -euo pipefail; export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON} MOE_TRAIN_FLAGS={TRAIN_FLAGS}; ")
 # A job that asks for every core is alone on the machine.
 ALL_CORES = workflow.cores or 1
 

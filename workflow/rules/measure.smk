@@ -54,9 +54,10 @@ rule estimators:
         mem_mb=HARDWARE.memory_mb,
     params:
         settings=canonical_json(PLAN.scale.estimators),
-        run=f"results/runs/{PLAN.widest}",
+        run=PLAN.widest,
     shell:
-        "python -m moe estimators --run {params.run} --data {input.data} --state results/state/estimators-{wildcards.scale}"
+        "python -m moe estimators --run results/runs/{params.run} --data {input.data}"
+        " --state results/state/estimators-{wildcards.scale}"
         ' --settings {params.settings:q} --hardware "$MOE_HARDWARE" --out {output} 2>&1 | tee -i {log}'
 
 
