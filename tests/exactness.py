@@ -10,7 +10,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
 from moe.balance.windows import Layout
 from moe.config import RunConfig
-from moe.model.build import build_model
+from moe.model.build import build_model, routers
 from moe.model.objective import Objective
 from moe.model.router import record_routing
 from moe.settings import parse
@@ -22,15 +22,15 @@ BATCH, LENGTH, VOCABULARY = 12, 9, 300
 WEIGHT = 0.3
 
 
-def run_config(terms: Sequence[dict]) -> RunConfig:
-    """A small run with these balance terms and a large z-loss."""
+def run_config(terms: Sequence[dict], bias: dict | None = None) -> RunConfig:
+    """A small run with these balance terms, this selection bias and a large z-loss."""
     domain = {"name": "any", "source": {"corpus": "kjv"}}
     sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_experts": 6, "top_k": 2, "expert_size": 8}
     raw = {
         "model": sizes,
         "data": {"domains": [domain], "vocab_size": VOCABULARY, "sequence_length": 16, "train_tokens": 32},
-        "train": {"batch_sequences": BATCH, "micro_sequences": 2},
-        "balance": {"terms": list(terms), "z_loss_weight": 0.1},
+        "train": {"batch_sequences": BATCH, "micro_sequences": 2, "warmup_steps": 5, "learning_rate": 0.02},
+        "balance": {"terms": list(terms), "bias": bias, "z_loss_weight": 0.1},
     }
     return parse(RunConfig, raw, "exactness")
 
@@ -99,24 +99,48 @@ def split_batch(
     checkpointing: bool = False,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The same through `Step` in this process's share of the split: the loss of all ranks, and the gradients."""
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-    objective = fresh_objective(config, dtype)
-    if checkpointing:
-        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
-    layout = Layout(sizes, accelerator.process_index)
-    prepared = accelerator.prepare(objective)
-    optimizer = make_optimizer(config.train, objective)
-    step = Step(
-        config, objective=objective, prepared=prepared, optimizer=optimizer, accelerator=accelerator, layout=layout
-    )
-    watch = Stopwatch(accelerator.device, measure=False)
+    step = make_step(config, sizes=sizes, dtype=dtype, checkpointing=checkpointing)
+    watch = Stopwatch(step.accelerator.device, measure=False)
     meter = step.accumulate(0, tokens_BN, watch, measure=True, mask_BN=mask_BN)
     assert meter is not None
-    metrics = meter.metrics(accelerator, step.pool)
+    metrics = meter.metrics(step.accelerator, step.pool)
     balance = config.balance
     loss = metrics["lm_loss"] + balance.z_loss_weight * float(np.mean(metrics["z_loss"]))
     loss += sum(term.weight * float(np.mean(v)) for term, v in zip(balance.terms, metrics["balance"], strict=True))
-    return loss, _gradients(objective)
+    return loss, _gradients(step.objective)
+
+
+def curve(config: RunConfig, *, sizes: tuple[tuple[int, ...], ...], steps: int) -> list[list[float]]:
+    """LM loss, gradient norm and balance losses of each of so many steps in fp64, over four batches in turn."""
+    step = make_step(config, sizes=sizes, dtype=torch.float64)
+    values = []
+    for i in range(steps):
+        watch = Stopwatch(step.accelerator.device, measure=False)
+        metrics = step(i, batch(i % 4, padded=False)[0], watch, measure=True)
+        assert metrics is not None
+        values.append([metrics["lm_loss"], metrics["grad_norm"], *np.ravel(metrics["balance"]).tolist()])
+    return values
+
+
+def make_step(
+    config: RunConfig, *, sizes: tuple[tuple[int, ...], ...], dtype: torch.dtype, checkpointing: bool = False
+) -> Step:
+    """A step of this process's share of the split, with a fresh model."""
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    objective = fresh_objective(config, dtype)
+    if config.balance.bias:
+        for router in routers(objective.model):
+            router.use_bias()
+    if checkpointing:
+        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Step(
+        config,
+        objective=objective,
+        prepared=accelerator.prepare(objective),
+        optimizer=make_optimizer(config.train, objective),
+        accelerator=accelerator,
+        layout=Layout(sizes, accelerator.process_index),
+    )
 
 
 def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

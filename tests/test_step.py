@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.balance.windows import Layout
-from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer
+from moe.step import NonFiniteError, Stopwatch
 from tests import exactness
 from tests.exactness import BATCH, WEIGHT
 
@@ -75,16 +73,8 @@ def test_prefix_at_one_pass_is_exact() -> None:
 @pytest.mark.parametrize("waits_for_device", [True, False])
 def test_no_step_after_one_that_is_not_finite_changes_anything_until_it_is_found(waits_for_device: bool) -> None:
     config = exactness.run_config([{"window": 12, "weight": WEIGHT, "estimator": "ema", "half_life": 2.0}])
-    objective = exactness.fresh_objective(config, torch.float32)
-    optimizer = make_optimizer(config.train, objective)
-    step = Step(
-        config,
-        objective=objective,
-        prepared=objective,
-        optimizer=optimizer,
-        accelerator=Accelerator(),
-        layout=Layout.split(BATCH, pass_sequences=5),
-    )
+    step = exactness.make_step(config, sizes=((4,), (8,)), dtype=torch.float32)
+    objective, optimizer = step.objective, step.optimizer
     step.waits_for_device = waits_for_device
     watch = Stopwatch(step.accelerator.device, measure=False)
     before: dict[str, torch.Tensor] = {}

@@ -59,7 +59,7 @@ class WindowPool:
         if any(pooling.looks_back for pooling in self.poolings):
             totals = [*totals, self.layout.batch_sequences]
         self._seen = {}
-        self._totals = dict.fromkeys(totals, torch.zeros(()))
+        self._totals = dict.fromkeys(totals, torch.zeros((), dtype=torch.int64))
 
     def needs_counting(self) -> bool:
         """Whether a term asks for counts of passes that are still to come."""

@@ -101,6 +101,7 @@ def test_metrics_and_bias_updates_do_not_depend_on_the_split_by_a_bit(seed, wind
     counts, scores = random_batch(seed)
     _, totals = Ranks(sizes, [Pooling(BATCH, "prefix")]).step(counts, scores, totals=(window, 4))
     for counts_LWE, micro_LWE in totals:
+        assert counts_LWE.dtype == micro_LWE.dtype == torch.int64, "fp32 cannot count beyond 2^24"
         assert torch.equal(counts_LWE, grouped(counts, window)) and torch.equal(micro_LWE, grouped(counts, 4))
         update = bias_update(counts_LWE, rate=0.001)
         assert torch.equal(update, bias_update(grouped(counts, window), rate=0.001))

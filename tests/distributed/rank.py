@@ -24,6 +24,10 @@ TERMS = (
     [{"window": 12, "weight": exactness.WEIGHT, "estimator": "ema", "half_life": 2.0}],
 )
 
+# Everything that is carried from step to step.
+STEPS = 50
+CURVE = exactness.run_config([*TERMS[0], *TERMS[2]], bias={"window": 4, "rate": 0.01})
+
 
 def cases(num_ranks: int) -> Iterator[tuple[int, tuple[tuple[int, ...], ...], bool, bool]]:
     """Index of the terms, split, whether padded, whether activations are recomputed."""
@@ -32,7 +36,7 @@ def cases(num_ranks: int) -> Iterator[tuple[int, tuple[tuple[int, ...], ...], bo
 
 
 def main(folder: Path) -> None:
-    """Write `<rank>.pt`: loss, gradients and number of reductions of every case."""
+    """Write `<rank>.pt`: loss, gradients and reductions of every case, and last a training curve."""
     calls: list[tuple[int, ...]] = []
     real = torch.distributed.all_reduce
 
@@ -50,6 +54,8 @@ def main(folder: Path) -> None:
             config, tokens, mask if padded else None, sizes=sizes, dtype=torch.float64, checkpointing=recompute
         )
         results.append({"loss": loss, "gradients": gradients, "reductions": list(calls)})
+    uneven = SPLITS[int(os.environ["WORLD_SIZE"])][1]
+    results.append({"curve": exactness.curve(CURVE, sizes=uneven, steps=STEPS)})
     torch.save(results, folder / f"{os.environ['RANK']}.pt")
     PartialState().destroy_process_group()
 

@@ -11,7 +11,7 @@ import torch
 
 from moe.balance.windows import Layout
 from tests import exactness
-from tests.distributed.rank import TERMS, cases
+from tests.distributed.rank import CURVE, STEPS, TERMS, cases
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -64,8 +64,17 @@ def test_all_layers_and_terms_share_one_collective_per_forward_pass(ranks) -> No
             assert all(len(shape) == 3 and shape[0] == 2 for shape in reductions), "one tensor for both layers"
 
 
+def test_fifty_steps_on_several_ranks_follow_the_curve_of_one(ranks) -> None:
+    alone = exactness.curve(CURVE, sizes=((exactness.BATCH,),), steps=STEPS)
+    assert alone[-1][0] < 0.5 * alone[0][0], "the model has learned meanwhile"
+    for rank in ranks:
+        for expected, found in zip(alone, rank[-1]["curve"], strict=True):
+            # Training amplifies rounding from step to step.
+            assert found == pytest.approx(expected, rel=1e-9)
+
+
 def test_ranks_agree_bit_for_bit(ranks) -> None:
-    for first, *others in zip(*ranks, strict=True):
+    for first, *others in zip(*(rank[:-1] for rank in ranks), strict=True):
         for other in others:
             assert other["loss"] == first["loss"]
             assert all(torch.equal(other["gradients"][k], v) for k, v in first["gradients"].items())
