@@ -202,9 +202,10 @@ def run_name(config: RunConfig) -> str:
     """Readable file name of a run, for example `e16k2-w32+w1x0.01-s1-1a2b3c4d`: experts and top-k, balance windows in
     sequences with later weights relative to the first, seed, digest."""
     first = config.balance.terms[0].weight if config.balance.terms else 0.0
-    slug = "+".join(_term_slug(term, first, config.train) for term in config.balance.terms) or "w0"
+    parts = [_term_slug(term, first, config.train) for term in config.balance.terms]
     if bias := config.balance.bias:
-        slug += f"+b{window_sequences(bias, config.train)}x{bias.rate:g}"
+        parts.append(f"b{window_sequences(bias, config.train)}x{bias.rate:g}")
+    slug = "+".join(parts) or "w0"
     model = config.model
     return f"e{model.num_experts}k{model.top_k}-{slug[:60]}-s{config.seed}-{digest(config)}"
 

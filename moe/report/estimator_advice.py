@@ -31,10 +31,12 @@ class Choice:
 
     @property
     def advised(self) -> list[str]:
-        """`exact` where it is affordable, else the nearest; nothing where exact was not timed."""
+        """`exact` where it is affordable up to the end of its interval, else the nearest; nothing where exact was not
+        timed."""
         if self.cost is None:
             return []
-        return ["exact"] if math.expm1(self.cost.mean) < AFFORDABLE else self.nearest
+        highest = self.cost.mean if self.cost.high is None else self.cost.high
+        return ["exact"] if math.expm1(highest) < AFFORDABLE else self.nearest
 
 
 def choices(record: EstimatorsRecord) -> list[Choice]:
@@ -68,9 +70,9 @@ def _recommendation(found: list[Choice]) -> str:
         return "Nothing is advised: “exact” was not timed at a number of passes whose gradients were measured."
     parts = [f"{names} at {_listed([str(passes) for passes in at], 'and')} passes" for names, at in uses.items()]
     return (
-        f"Use {_listed(parts, 'and', ', ')}. The rule: “exact” where it makes a step less than {AFFORDABLE:.0%} longer "
-        "than “prefix” does, else the estimator of the whole window whose balance gradient comes nearest to that of "
-        "“exact”."
+        f"Use {_listed(parts, 'and', ', ')}. The rule: “exact” where all of the interval of its cost lies below "
+        f"{AFFORDABLE:.0%} of a step with “prefix”, else the estimator of the whole window whose balance gradient "
+        "comes nearest to that of “exact”."
     ).replace("%", " %")
 
 
