@@ -2,22 +2,62 @@
 
 import contextlib
 import fcntl
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, *, waiting: str) -> Iterator[None]:
-    """Hold the lock file `path`; if another process has it, print `waiting` and wait for that process to end."""
+def locked(folder: Path, kind: int) -> Iterator[bool]:
+    """Lock a folder, `kind` as of `fcntl.flock`; gives False if it cannot be had, or the file system has no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, kind)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, waiting: str) -> Iterator[tuple[int, bool]]:
+    """Hold the lock file `path`; if another process has it, print `waiting` and wait for that process to end.
+
+    Gives the open file, which child processes may inherit to hold the lock too, and whether it had to wait. The file
+    goes with the lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(waiting, file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    waited = False
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    print(waiting, file=sys.stderr, flush=True)
+                waited = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                pass
+            # The holder before has removed the file: another process may hold the one that is there now.
+            if not _is_open(file.fileno(), path):
+                continue
+            try:
+                yield file.fileno(), waited
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_open(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 _held = []  # open files whose locks last as long as this process

@@ -1,6 +1,8 @@
 """What made a record, and files that are complete whenever they exist."""
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -12,6 +14,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from moe.locks import locked
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "lm_eval", "numpy", "snakemake")
 DRAWING = ("analysis", "report", "conformance")  # folders whose code makes no records
@@ -60,36 +64,74 @@ def cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def device_name(device: Any) -> str:
+    """What a `torch.device` is called: the processor, or the accelerator as its driver names it."""
+    if device.type == "cpu":
+        return cpu_name()
+    import torch  # not needed to plan, nor to draw
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `path` that goes after the block; those of killed processes go before it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}."
+    with contextlib.ExitStack() as stack:
+        # A new folder has no lock of its own for a moment, and would be taken for one that a killed process left.
+        with locked(path.parent, fcntl.LOCK_EX):
+            for left in path.parent.glob(f"{glob.escape(prefix)}????????"):
+                with locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(locked(folder, fcntl.LOCK_SH))
+        yield folder
+
+
 @contextlib.contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; it is synced and renamed to `path` if the block succeeds, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with scratch_folder(path) as folder:
+        temporary = folder / path.name
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        _sync(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
 
 
 @contextlib.contextmanager
 def complete_folder(path: Path) -> Iterator[Path]:
     """Give an empty temporary folder beside `path`; it takes the place of `path` if the block succeeds, else goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with scratch_folder(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
+        for name, _, files in os.walk(temporary):
+            for file in files:
+                _sync(Path(name, file))
+            _sync(Path(name))
+        if path.exists():  # renamed, not removed: a kill must not leave half of it
+            path.replace(folder / "before")
         temporary.replace(path)
+    _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove `path` as a whole: a kill leaves all of it or nothing."""
+    with scratch_folder(path) as folder:
+        path.replace(folder / path.name)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has the file's content, or the folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:

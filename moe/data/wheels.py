@@ -8,13 +8,12 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 from zipfile import ZipFile
 
-from moe.provenance import sha256_of
+from moe.provenance import scratch_folder, sha256_of
 from moe.settings import ConfigError
 
 MEMBER_BYTES = 400 << 20
@@ -73,9 +72,8 @@ def fetch_wheel(package: str, pins: Mapping[str, Pin] = PINS) -> Path:
         return path
     folder = cache_folder() / "wheels"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            wheel = _download(pin, Path(temporary))
+        with scratch_folder(folder / "download") as temporary:
+            wheel = _download(pin, temporary)
             path = folder / wheel.name
             # os.replace also takes the place of a damaged copy, which other processes may be reading.
             wheel.replace(path)
