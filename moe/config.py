@@ -430,3 +430,17 @@ def check_estimators(train: TrainConfig, settings: EstimatorsConfig) -> None:
             f"estimators.passes {list(settings.passes)}: one of them must divide train.batch_sequences "
             f"({train.batch_sequences})"
         )
+
+
+def check_latency(config: RunConfig, settings: LatencyConfig) -> None:
+    """Raise `ConfigError` if a run's batches or sequences are smaller than those that its latency is timed with."""
+    if settings.batch_sequences > config.train.batch_sequences:
+        raise ConfigError(
+            f"latency.batch_sequences ({settings.batch_sequences}) cannot exceed "
+            f"train.batch_sequences ({config.train.batch_sequences})"
+        )
+    if settings.prompt_tokens + settings.decode_tokens > config.data.sequence_length:
+        raise ConfigError(
+            f"latency.prompt_tokens ({settings.prompt_tokens}) + latency.decode_tokens ({settings.decode_tokens}) "
+            f"cannot exceed data.sequence_length ({config.data.sequence_length})"
+        )

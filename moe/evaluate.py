@@ -28,7 +28,7 @@ from moe.config import EvaluationConfig, RunConfig
 from moe.data.packing import read_manifest, read_packed
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.lm_eval_tasks import heldout, official
-from moe.provenance import cpu_name, stamp, write_json
+from moe.provenance import device_name, stamp, write_json
 from moe.settings import ConfigError, digest, read_json
 
 SCHEMA = "moe-evaluation/1"
@@ -63,10 +63,9 @@ def evaluate(*, run_folder: Path, data_folder: Path, settings: EvaluationConfig,
             flush=True,
         )
         losses[domain] = loss
-    cuda = model.device.type == "cuda"
     record = stamp(
         SCHEMA,
-        device=torch.cuda.get_device_name() if cuda else cpu_name(),
+        device=device_name(model.device),
         run=run_folder.name,
         seed=config.seed,
         config_hash=digest(config),

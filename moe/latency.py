@@ -14,13 +14,12 @@ import torch
 from accelerate import Accelerator
 
 from moe import provenance
-from moe.config import HardwareConfig, LatencyConfig, RunConfig
+from moe.config import HardwareConfig, LatencyConfig, RunConfig, check_latency
 from moe.data.order import TrainingBatches
 from moe.model.build import load_model, routers
 from moe.model.objective import Objective
 from moe.settings import read_json
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
-from moe.sweep import check_latency
 
 
 def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardware: HardwareConfig, out: Path) -> None:
@@ -32,9 +31,8 @@ def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardw
     """
     torch.set_num_threads(hardware.threads)
     subjects = [_Subject(run_folder, data_folder, settings) for run_folder, data_folder in runs]
-    record = provenance.stamp(
-        "moe-latency/1", device=provenance.cpu_name(), threads=hardware.threads, settings=settings.model_dump()
-    )
+    device = provenance.device_name(subjects[0].device)
+    record = provenance.stamp("moe-latency/1", device=device, threads=hardware.threads, settings=settings.model_dump())
     for repeat in range(settings.warmup + settings.repeats):
         for subject in subjects:
             subject.repeat(repeat, counted=repeat >= settings.warmup)

@@ -56,7 +56,7 @@ def probe(*, run_folder: Path, data_folder: Path, out: Path) -> None:
     )
     stamp = provenance.stamp(
         "moe-routing/1",
-        device=provenance.cpu_name(),
+        device=provenance.device_name(model.device),
         run=run_folder.name,
         seed=config.seed,
         config_hash=digest(config),

@@ -18,12 +18,12 @@ from moe.config import (
     BalanceTerm,
     DataConfig,
     Experiment,
-    LatencyConfig,
     PipSource,
     RunConfig,
     Scale,
     TrainConfig,
     check_estimators,
+    check_latency,
     check_split,
     window_sequences,
 )
@@ -182,20 +182,6 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
     if balance.bias:
         named["bias"] = balance.bias.model_copy(update={"window": window_sequences(balance.bias, config.train)})
     return config.model_copy(update={"balance": balance.model_copy(update=named)})
-
-
-def check_latency(config: RunConfig, settings: LatencyConfig) -> None:
-    """Raise `ConfigError` if a run's batches or sequences are smaller than those that its latency is timed with."""
-    if settings.batch_sequences > config.train.batch_sequences:
-        raise ConfigError(
-            f"latency.batch_sequences ({settings.batch_sequences}) cannot exceed "
-            f"train.batch_sequences ({config.train.batch_sequences})"
-        )
-    if settings.prompt_tokens + settings.decode_tokens > config.data.sequence_length:
-        raise ConfigError(
-            f"latency.prompt_tokens ({settings.prompt_tokens}) + latency.decode_tokens ({settings.decode_tokens}) "
-            f"cannot exceed data.sequence_length ({config.data.sequence_length})"
-        )
 
 
 def run_name(config: RunConfig) -> str:
