@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from moe import interruption
 from moe.config import DataConfig, EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig, RunConfig
+from moe.locks import exclusive
 from moe.settings import ConfigError, parse, read_json
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -69,29 +71,44 @@ def data(args: argparse.Namespace) -> None:
     prepare(read_json(DataConfig, args.config), args.out)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> int | None:
     """train one run, or continue it"""
+    from moe import launch
+
     hardware = _settings(HardwareConfig, args.hardware, "--hardware")
     config = read_json(RunConfig, args.config)
-    if hardware.processes > 1 and "LOCAL_RANK" not in os.environ:
-        _launch(hardware.processes, args.argv)
+    if launch.is_rank():
+        launch.become_rank()
+        try:
+            _train(args, config, hardware)
+        except Exception:
+            launch.leave_blame()
+            raise
+        return None
+    run, folder = args.config.parent.name, args.config.parent
+    lock = args.state.with_name(f"{args.state.name}.lock")
+    with exclusive(lock, waiting=f"another process trains {run}; waiting for it to end") as (held, waited):
+        if waited and (folder / "train.json").exists():
+            print(f"{run}: trained by the other process")
+        elif hardware.processes > 1:
+            return launch.launch(args.argv, processes=hardware.processes, threads=hardware.threads, lock=held)
+        else:
+            _train(args, config, hardware)
+    return None
 
-    from moe.locks import exclusive
+
+def _train(args: argparse.Namespace, config: RunConfig, hardware: HardwareConfig) -> None:
     from moe.train import train
 
-    run = args.config.parent.name
-    # One lock per rank: the ranks of one training work side by side, two trainings of one run do not.
-    lock = args.state.with_name(f"{args.state.name}.rank{os.environ.get('RANK', '0')}.lock")
-    with exclusive(lock, waiting=f"another process trains {run}; waiting for it to end"):
-        train(
-            config,
-            run=run,
-            data_folder=args.data,
-            run_folder=args.config.parent,
-            state_folder=args.state,
-            hardware=hardware,
-            skip_nonfinite=args.skip_nonfinite,
-        )
+    train(
+        config,
+        run=args.config.parent.name,
+        data_folder=args.data,
+        run_folder=args.config.parent,
+        state_folder=args.state,
+        hardware=hardware,
+        skip_nonfinite=args.skip_nonfinite,
+    )
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -270,9 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args.stage(args)
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to continue", status=130)
+        return args.stage(args) or 0
+    except (KeyboardInterrupt, interruption.Terminated) as stop:
+        return interruption.report(stop)
     except BrokenPipeError:
         # The reader of our output has left; Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -283,25 +300,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sentence := _environment_sentence(error):
             return _fail(sentence)
         raise
-    return 0
 
 
-def _launch(processes: int, argv: Sequence[str]) -> NoReturn:
-    """Become `accelerate launch` of the same stage in several processes."""
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    # `--multi_gpu` is what makes accelerate start the ranks itself, on CPUs too; port 0 takes a free one.
-    launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0"]
-    quiet = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, *quiet, "-m", "moe", *argv]
-    os.execv(sys.executable, command)
-
-
-def _fail(sentence: str, *, status: int = 1) -> int:
+def _fail(sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr)
-    return status
+    return 1
 
 
 def _environment_sentence(error: BaseException) -> str | None:

@@ -19,6 +19,7 @@ from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import HardwareConfig, RunConfig
 from moe.data.order import TrainingBatches
+from moe.interruption import Deferred, Terminated
 from moe.model.build import build_model, num_parameters, routers, save_model
 from moe.model.nonfinite import locate
 from moe.model.objective import Objective
@@ -43,7 +44,8 @@ def train(
 
     A step whose gradient is not finite is left out and counted with `skip_nonfinite`; else the state before it is kept
     and `ConfigError` names its step, layer and domain. Raises `ConfigError` too where the batch cannot be split over
-    the processes and where the tracker is not installed.
+    the processes and where the tracker is not installed, and `Terminated` with a checkpoint of the step that SIGTERM
+    has come in.
     """
     settings = config.train
     torch.set_num_threads(hardware.threads)
@@ -86,6 +88,8 @@ def train(
     tokens_per_step = settings.batch_sequences * config.data.sequence_length
     progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
 
+    stop = Deferred()
+
     for step in range(first_step, settings.steps):
         done = step + 1
         save = done % hardware.checkpoint_every == 0 or done == settings.steps
@@ -111,15 +115,18 @@ def train(
             if metrics is not None:
                 head = {"step": done, "tokens": done * tokens_per_step, "skipped_steps": int(step_once.skipped)}
                 log.write({**head, **metrics, "seconds": stopwatch.seconds})
-            if save:
+            if save or stop.requested:
                 save_checkpoint(state_folder, done, objective, optimizer, step_once.state)
+            if stop.requested:
+                progress.close()
+                raise Terminated(f"terminated after step {done} of {settings.steps}")
     if log is not None and progress is not None:
         progress.close()
         skipped = int(step_once.skipped)
         _finish(
             config, run, log.lines, data_folder, run_folder, objective, layout.num_ranks, accelerator.device, skipped
         )
-        shutil.rmtree(state_folder)
+        provenance.remove_folder(state_folder)
     # DDP goes before its process group: as the group's last owner it would wait, with the interpreter's lock held, for
     # gloo's threads, and those wait for that lock.
     del prepared, prepared_optimizer, step_once
@@ -188,7 +195,7 @@ def _finish(
     total, active = num_parameters(objective.model)
     record = provenance.stamp(
         "moe-train/1",
-        device=provenance.cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        device=provenance.device_name(device),
         run=run,
         seed=config.seed,
         config_hash=digest(config),

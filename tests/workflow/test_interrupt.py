@@ -1,4 +1,4 @@
-"""Killed in mid-training and called again: the same weights. Called twice at once: the second says so."""
+"""Killed or told to end in mid-training and called again: the same weights. Two calls at once: the second says so."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -33,32 +34,39 @@ def target(project: Path) -> str:
     return next(f"results/runs/{name}/train.json" for name in names if name.startswith("e8k2-w1-"))
 
 
-def wait_for_state(project: Path, process: "subprocess.Popen[bytes]", newer_than: float = 0.0) -> float:
-    """Time of a checkpoint that was written after `newer_than`."""
+def wait_for_state(project: Path, process: "subprocess.Popen[bytes]", newer_than: float) -> None:
+    """Return when a checkpoint has been written after `newer_than`."""
     for _ in range(1200):
         times = [path.stat().st_mtime for path in (project / "results" / "state").glob("*/*") if path.exists()]
         if times and max(times) > newer_than:
-            return max(times)
+            return
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.1)
     raise AssertionError("no checkpoint was written")
 
 
-def test_killed_twice_the_same_command_continues_to_the_same_weights(project: Path):
+def test_killed_or_told_to_end_the_same_command_continues_to_the_same_weights(project: Path):
     call = ("snakemake", "--config", "scale=smoke", "--", target(project))
     seen = 0.0
-    for attempt in range(2):
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         # A session of its own, so that the whole tree can be killed at once.
         process = subprocess.Popen(
             command(*call), cwd=project, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
         )
-        seen = wait_for_state(project, process, seen)
-        if attempt == 0:
+        wait_for_state(project, process, seen)
+        jobs = psutil.Process(process.pid).children(recursive=True)
+        assert any("moe" in job.cmdline() for job in jobs)
+        if number == signal.SIGKILL:
             second = run(project, *call)
             assert second.returncode != 0
             assert SENTENCE in second.stderr
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)  # to Snakemake alone
+        process.wait(timeout=30)
+        if number != signal.SIGKILL:
+            assert [job for job in jobs if job.is_running()] == []
+        seen = time.time()
     done = run(project, *call)
     assert done.returncode == 0, done.stderr
     assert SENTENCE not in done.stderr

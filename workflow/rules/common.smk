@@ -6,6 +6,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from moe.settings import ConfigError, canonical_json, digest
 from moe.cost import describe, estimate
+from moe.interruption import tell_children
 from moe.locks import join_workflow
 from moe.provenance import code_fingerprint
 from moe.sweep import load_plan
@@ -22,7 +23,11 @@ HARDWARE_JSON = shlex.quote(canonical_json(HARDWARE))
 TRAIN_FLAGS = "--skip-nonfinite" if config.get("skip_nonfinite") else "''"
 # The jobs' `python` is the one that runs Snakemake, whether or not its environment is activated.
 BIN = shlex.quote(str(Path(sys.executable).parent))
-shell.prefix("set -euo pipefail; export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON} MOE_TRAIN_FLAGS={TRAIN_FLAGS}; ")
+# At SIGTERM the shell waits for the stage, which has removed its temporary files or saved its state by then.
+shell.prefix(
+    "trap : TERM; set -euo pipefail; "
+    "export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON} MOE_TRAIN_FLAGS={TRAIN_FLAGS}; "
+)
 # A job that asks for every core is alone on the machine.
 ALL_CORES = workflow.cores or 1
 
@@ -30,6 +35,11 @@ if workflow.is_main_process:
     print(describe(PLAN, estimate(PLAN, cores=ALL_CORES)), file=sys.stderr)
     if not join_workflow(Path.cwd()):
         print("another Snakemake works in this folder; wait for it or stop it", file=sys.stderr)
+
+
+# By itself Snakemake waits, at SIGTERM, until all running jobs have done their work.
+onstart:
+    tell_children()
 
 
 wildcard_constraints:

@@ -20,4 +20,4 @@ rule train:
         mem_mb=HARDWARE.memory_mb,
     shell:
         "python -m moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
-        ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS 2>&1 | tee -i {log}'
+        ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS 2>&1 | (trap "" INT TERM; tee {log})'

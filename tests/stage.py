@@ -1,0 +1,66 @@
+"""Stages as processes that a test may stop, and what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from moe.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*args: object) -> "subprocess.Popen[str]":
+    """One stage in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "moe", *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(happened: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    for _ in range(2400):
+        if happened():
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.025)
+    raise AssertionError("it did not happen in a minute")
+
+
+def training(folder: Path, packed: Path, config: RunConfig, processes: int = 1) -> list[object]:
+    """Arguments of a training in `folder`."""
+    run = folder / "run"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(config.model_dump_json())
+    hardware = json.dumps({"log_every": 4, "checkpoint_every": 4, "processes": processes})
+    where = ["--config", run / "config.json", "--data", packed, "--state", folder / "state"]
+    return ["train", *where, "--hardware", hardware]
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name[:8]) for path in (folder / "state").glob("[0-9]*-*.safetensors"))
+
+
+def weights(folder: Path) -> str:
+    return json.loads((folder / "run" / "train.json").read_text())["weights_sha256"]
+
+
+def group(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """What is alive of the process group that `start` has made."""
+    found = []
+    for other in psutil.process_iter():
+        try:
+            if os.getpgid(other.pid) == process.pid and other.status() != psutil.STATUS_ZOMBIE:
+                found.append(other)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found

@@ -1,0 +1,60 @@
+"""Several processes of one training: whatever happens to one, all end, one sentence is said and nothing is lost."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+from moe.interruption import INTERRUPTED, TERMINATED
+from tests.conftest import tiny_config
+from tests.stage import group, saved_steps, start, training, wait_until, weights
+
+
+def end_of_ranks(fault: str, process: "subprocess.Popen[str]") -> int:
+    """Do `fault` to a training in two processes; the status that it should end with."""
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2
+    if fault == "SIGTERM to the launching process":
+        process.terminate()
+        return TERMINATED
+    if fault == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+        return INTERRUPTED
+    if fault == "SIGKILL of the launching process":
+        process.kill()
+        return -signal.SIGKILL
+    ranks[int(fault.split()[-1])].kill()
+    return 1
+
+
+FAULTS = [
+    "SIGTERM to the launching process",
+    "Ctrl-C",
+    "SIGKILL of the launching process",
+    "SIGKILL of rank 1",
+]
+
+
+def test_several_ranks_end_together_with_one_sentence_and_go_on(tiny_data, tmp_path: Path):
+    config, packed = tiny_data
+    config = tiny_config(config, train={"steps": 80, "sequences_per_pass": 2})
+    assert start(*training(tmp_path / "whole", packed, config, processes=2)).wait() == 0
+    command = training(tmp_path / "stopped", packed, config, processes=2)
+    seen = 0
+    for fault in FAULTS:
+        process = start(*command)
+        wait_until(lambda: max(saved_steps(tmp_path / "stopped"), default=0) > seen, process)  # noqa: B023
+        status = end_of_ranks(fault, process)
+        began = time.monotonic()
+        error = process.communicate(timeout=60)[1]  # ends when every rank has closed stderr
+        assert time.monotonic() - began < 10, fault
+        assert (process.returncode, error.count("\n")) == (status, status > 0), f"{fault}: {error}"
+        while left := group(process):  # a killed process cannot tell its ranks; they notice
+            assert time.monotonic() - began < 10, left
+        seen = saved_steps(tmp_path / "stopped")[-1]
+    assert start(*command).wait() == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == {"run"}
