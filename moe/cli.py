@@ -138,11 +138,12 @@ def latency(args: argparse.Namespace) -> None:
 def estimators(args: argparse.Namespace) -> None:
     """compare cheap estimators of the pooled load with the exact one while a run trains"""
     from moe.estimators import measure
-    from moe.locks import exclusive
 
     settings = _settings(EstimatorsConfig, args.settings, "--settings")
     hardware = _settings(HardwareConfig, args.hardware, "--hardware")
-    with exclusive(args.state.with_name(f"{args.state.name}.lock"), waiting="another process does this; waiting"):
+    with exclusive(
+        args.state.with_name(f"{args.state.name}.lock"), waiting=f"another process compares on {args.run.name}; waiting"
+    ):
         measure(
             run_folder=args.run,
             data_folder=args.data,

@@ -5,7 +5,6 @@ balance loss is taken with the f that each cheaper estimator would have used, at
 with that of `exact`. After training, optimizer steps with each estimator are timed side by side.
 """
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -96,9 +95,12 @@ def measure(
         progress.advance(step + 1, None)
     progress.close()
 
-    device = provenance.cpu_name()
     record = provenance.stamp(
-        "moe-estimators/1", device=device, run=run_folder.name, seed=run.seed, config_hash=digest(run)
+        "moe-estimators/1",
+        device=provenance.device_name(accelerator.device),
+        run=run_folder.name,
+        seed=run.seed,
+        config_hash=digest(run),
     )
     record |= {"threads": hardware.threads, "batch_sequences": batch, "steps": run.train.steps}
     gradients = [
@@ -119,7 +121,7 @@ def measure(
             times[key] += [sum(watch.seconds.values())] if repeat else []  # the first warms up
     seconds = [{"estimator": name, "passes": number, "seconds": value} for (name, number), value in times.items()]
     provenance.write_json(out, record | {"gradients": gradients, "step_seconds": seconds})
-    shutil.rmtree(state_folder)
+    provenance.remove_folder(state_folder)
 
 
 def _observed(run: RunConfig, settings: EstimatorsConfig) -> RunConfig:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from moe.balance.controllers import bias_update
 from moe.balance.estimators import Pooling, WindowPool
@@ -100,6 +101,9 @@ class Step:
         layout: Layout,
         skip_nonfinite: bool = False,
     ) -> None:
+        if isinstance(prepared, DistributedDataParallel):
+            # Every rank computes its buffers alike: nothing is to be sent before a forward pass.
+            prepared.forward_sync_buffers = False
         self.config = config
         self.objective = objective
         self.prepared = prepared

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 
 from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
@@ -53,8 +53,6 @@ def train(
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         log_with=hardware.tracker,
         project_dir=str(run_folder / "tracker"),
-        # Every rank computes its buffers alike: nothing is to be sent.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if hardware.tracker and not accelerator.log_with:
         raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
@@ -64,7 +62,7 @@ def train(
         config.model, vocab_size=config.data.vocab_size, max_tokens=config.data.sequence_length, seed=config.seed
     )
     if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     objective = Objective(model.to(accelerator.device)).train()
     if config.balance.bias:
         for router in routers(model):
@@ -87,7 +85,6 @@ def train(
     log = _Log(state_folder / "train.jsonl", first_step) if accelerator.is_main_process else None
     tokens_per_step = settings.batch_sequences * config.data.sequence_length
     progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
-
     stop = Deferred()
 
     for step in range(first_step, settings.steps):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
 from moe.balance.windows import Layout
@@ -126,13 +126,13 @@ def make_step(
     config: RunConfig, *, sizes: tuple[tuple[int, ...], ...], dtype: torch.dtype, checkpointing: bool = False
 ) -> Step:
     """A step of this process's share of the split, with a fresh model."""
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    accelerator = Accelerator()
     objective = fresh_objective(config, dtype)
     if config.balance.bias:
         for router in routers(objective.model):
             router.use_bias()
     if checkpointing:
-        objective.model.gradient_checkpointing_enable({"use_reentrant": False})
+        objective.model.activation_checkpointing_enable({"use_reentrant": False})
     return Step(
         config,
         objective=objective,
