@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe.step import NonFiniteError, Stopwatch
 from tests import exactness
@@ -91,3 +92,34 @@ def test_no_step_after_one_that_is_not_finite_changes_anything_until_it_is_found
     after = objective.state_dict() | step.state
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert {int(state["step"]) for state in optimizer.state.values()} == {2}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts how often the host reads a value of a tensor: on an accelerator it would wait for it."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(f"aten.{read}" in str(func) for read in self.READS)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_that_is_not_measured_reads_no_value_beyond_what_the_stock_model_reads() -> None:
+    terms = [{"window": window, "weight": WEIGHT} for window in (1, 4, 12)]
+    terms += [{"estimator": "prefix"}, {"estimator": "previous"}, {"estimator": "ema", "half_life": 2.0}]
+    config = exactness.run_config(terms, bias={"window": 4})
+    step = exactness.make_step(config, sizes=((5,), (7,)), dtype=torch.float32)
+    step.objective.model.set_experts_implementation("grouped_mm")  # what an accelerator runs
+    step.waits_for_device = False
+    watch = Stopwatch(step.accelerator.device, measure=False)
+    tokens = exactness.batch(0, padded=False)[0]
+    step(0, tokens, watch, measure=False)
+    with HostReads() as stock:
+        step.objective.model.model(input_ids=torch.from_numpy(tokens), use_cache=False)
+    with HostReads() as ours:
+        step(1, tokens, watch, measure=False)
+    assert ours.count == 4 * stock.count, "two counting passes and two of training"
+    with HostReads() as measured:
+        step(2, tokens, watch, measure=True)
+    assert measured.count > ours.count
