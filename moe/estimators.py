@@ -19,7 +19,7 @@ from moe.balance.losses import load_balancing_loss
 from moe.balance.statistics import Statistics
 from moe.balance.windows import Layout, pool
 from moe.checkpoint import load_checkpoint, save_checkpoint
-from moe.config import BalanceConfig, BalanceTerm, EstimatorsConfig, HardwareConfig, RunConfig
+from moe.config import BalanceConfig, BalanceTerm, EstimatorsConfig, HardwareConfig, RunConfig, check_estimators
 from moe.data.order import TrainingBatches
 from moe.model.build import build_model, routers
 from moe.model.objective import Objective
@@ -59,6 +59,7 @@ def measure(
     """
     torch.set_num_threads(hardware.threads)
     run = read_json(RunConfig, run_folder / "config.json")
+    check_estimators(run.train, settings)
     batch = run.train.batch_sequences
     passes = [number for number in settings.passes if batch % number == 0]
     config = _observed(run, settings)

@@ -69,6 +69,8 @@ def test_a_runs_table_of_an_edited_configuration_is_refused(tmp_path: Path, caps
     ("error", "status", "sentence"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a.bin"), 1, "no space left on a.bin: free space and run"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.bin", None, "b.bin"), 1, "no space left on b.bin: free"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a.bin"), 1, "no space left on a.bin: free space and run"),
         (RuntimeError("IoError: No space left on device (os error 28)"), 1, "no space left on"),
         (PermissionError(errno.EACCES, "Permission denied", "a.bin"), 1, "a.bin: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
