@@ -13,13 +13,17 @@ def main() -> NoReturn:
     status = 1
     try:
         interruption.obey()
-        from moe.cli import main  # here, since loading it may be interrupted too
-
-        status = main()
-    except (KeyboardInterrupt, interruption.Terminated) as stop:
-        status = interruption.report(stop)
-    except Exception:
-        traceback.print_exc()
+        with interruption.held_back():  # code that is cut short while it loads fails in strange ways
+            from moe import cli
+        status = cli.main()
+    except SystemExit:  # argparse has spoken
+        raise
+    except BaseException as error:
+        stop = interruption.cause(error)
+        if stop:
+            status = interruption.report(stop)
+        else:
+            traceback.print_exc()
     interruption.ignore()
     if status and launch.is_rank():
         # An orderly end would wait for ranks that are gone.

@@ -68,7 +68,12 @@ def data(args: argparse.Namespace) -> None:
     """train the tokenizer and pack the tokens of every domain"""
     from moe.data.packing import prepare
 
-    prepare(read_json(DataConfig, args.config), args.out)
+    config = read_json(DataConfig, args.config)
+    # A second writer would give the folder a new time, and Snakemake would train on it again.
+    lock = args.out.with_name(f"{args.out.name}.lock")
+    with exclusive(lock, waiting=f"another process writes {args.out}; waiting for it to end") as (_, waited):
+        if not (waited and args.out.exists()):
+            prepare(config, args.out)
 
 
 def train(args: argparse.Namespace) -> int | None:
@@ -289,23 +294,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
         return args.stage(args) or 0
-    except (KeyboardInterrupt, interruption.Terminated) as stop:
+    except BaseException as error:
+        return _explain(error)
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one sentence what has ended a stage; its exit status. A defect of ours is raised again."""
+    if stop := interruption.cause(error):
         return interruption.report(stop)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # The reader of our output has left; Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ConfigError as error:
-        return _fail(str(error))
-    except Exception as error:
-        if sentence := _environment_sentence(error):
-            return _fail(sentence)
-        raise
-
-
-def _fail(sentence: str) -> int:
+    sentence = str(error) if isinstance(error, ConfigError) else _environment_sentence(error)
+    if not sentence:
+        raise error
     print(f"error: {sentence}", file=sys.stderr)
     return 1
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _environment_sentence(error: BaseException) -> str | None:
@@ -313,8 +321,10 @@ def _environment_sentence(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         # safetensors and torch report a full disk in their own exceptions, in these words.
-        if getattr(cause, "errno", None) == errno.ENOSPC or "No space left on device" in str(cause):
-            place = getattr(cause, "filename", None) or "the disk that holds the results"
+        if any(getattr(cause, "errno", None) == number or os.strerror(number) in str(cause) for number in FULL):
+            # A failed copy names its source first.
+            place = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
+            place = place or "the disk that holds the results"
             return f"no space left on {place}: free space and run the same command again"
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError) and error.strerror:

@@ -333,7 +333,7 @@ class HardwareConfig(Settings):
     """How the runs use the machine; nothing here changes what is trained."""
 
     processes: int = Field(default=1, ge=1)
-    """Processes of one training run, started by `accelerate launch` where there are several."""
+    """Processes of one training run, on one machine; they train together through Accelerate."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one process."""
     memory_mb: int = Field(default=2000, ge=1)

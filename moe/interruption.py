@@ -15,74 +15,88 @@ from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
-INTERRUPTED = 128 + signal.SIGINT
-"""Exit status after Ctrl-C, the one that shells use."""
+STATUS = {signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: os.EX_TEMPFAIL}
+"""Exit status after each signal: 130, as of shells, and 75, which says that nothing is wrong."""
 
-TERMINATED = os.EX_TEMPFAIL
-"""Exit status after SIGTERM (75): nothing is wrong, and the same command continues."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_SECONDS = 2.0
+"""Library code may swallow an exception that comes anywhere; it comes again until it has arrived."""
 
 
-class Terminated(BaseException):
-    """SIGTERM has come; as `KeyboardInterrupt`, it is no `Exception`."""
+class Stopped(BaseException):
+    """A signal has come; as `KeyboardInterrupt`, it is no `Exception`."""
+
+    def __init__(self, number: int, what: str = "") -> None:
+        super().__init__(what or ("interrupted" if number == signal.SIGINT else "terminated"))
+        self.number = signal.Signals(number)
 
 
 class Deferred:
-    """From now on SIGTERM only sets `requested`, for a loop that stops where its state is whole."""
+    """Until `release`, SIGTERM only sets `requested`, for a loop that stops where its state is whole."""
 
     def __init__(self) -> None:
         self.requested = False
-        signal.signal(signal.SIGTERM, self._request)
+        self._before = signal.signal(signal.SIGTERM, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
+    def release(self) -> None:
+        """From now on SIGTERM does what it did before."""
+        signal.signal(signal.SIGTERM, self._before)
+
+
+_received: list[Stopped] = []
+
 
 def obey() -> None:
-    """Raise `KeyboardInterrupt` at SIGINT and `Terminated` at SIGTERM, also at one that was held back until now."""
-    for number in SIGNALS:
+    """Raise `Stopped` when a signal comes, or one that has been held back."""
+    for number in (*STATUS, signal.SIGALRM):
         signal.signal(number, _stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
 
 
 def ignore() -> None:
-    """Let neither signal end this process."""
-    for number in SIGNALS:
+    """Let no signal end this process."""
+    for number in STATUS:
         signal.signal(number, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Both signals come after the block; child processes that it starts get them once they `obey`."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Signals come after the block; child processes that it starts get them once they `obey`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
 
 
-def number(stop: BaseException) -> signal.Signals:
-    """The signal that has raised `stop`."""
-    return signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+def cause(error: BaseException) -> Stopped | None:
+    """The signal behind `error`; what fails after it has come, fails because library code was cut short."""
+    if isinstance(error, Stopped):
+        return error
+    return Stopped(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else next(iter(_received), None)
 
 
-def report(stop: BaseException) -> int:
+def report(stop: Stopped) -> int:
     """Say in one sentence what has ended the process; its exit status."""
-    terminated = number(stop) == signal.SIGTERM
-    what = str(stop) or ("terminated" if terminated else "interrupted")
-    print(f"error: {what}; run the same command again to continue", file=sys.stderr)
-    return TERMINATED if terminated else INTERRUPTED
+    ignore()
+    print(f"error: {stop}; run the same command again to continue", file=sys.stderr)
+    return STATUS[stop.number]
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    ignore()  # a second signal must not cut the way out short
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+    if not _received:
+        ignore()  # a second signal must not cut the way out short
+        _received.append(Stopped(number))
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS, REPEAT_SECONDS)
+    raise _received[0]
 
 
 def tell_children() -> None:
     """Pass both signals on to all processes below this one, then do what this one has done until now."""
-    for number in SIGNALS:
+    for number in STATUS:
         signal.signal(number, partial(_pass_on, before=signal.getsignal(number)))
 
 

@@ -50,8 +50,9 @@ def launch(argv: Sequence[str], *, processes: int, threads: int, lock: int) -> i
                     subprocess.Popen(command, env=environment, pass_fds=(lifeline, lock), stdout=output, stderr=output)
                 )
         _wait(ranks)
-    except (KeyboardInterrupt, interruption.Terminated) as stop:
-        ranks[0].send_signal(interruption.number(stop))
+    except interruption.Stopped as stop:
+        interruption.ignore()
+        ranks[0].send_signal(stop.number)
         _wait(ranks)
     finally:
         ended = [rank.poll() for rank in ranks]

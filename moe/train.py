@@ -8,6 +8,7 @@ times are in `speed.jsonl` alone, so that all else is a function of the config, 
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import HardwareConfig, RunConfig
 from moe.data.order import TrainingBatches
-from moe.interruption import Deferred, Terminated
+from moe.interruption import Deferred, Stopped
 from moe.model.build import build_model, num_parameters, routers, save_model
 from moe.model.nonfinite import locate
 from moe.model.objective import Objective
@@ -40,11 +41,11 @@ def train(
     hardware: HardwareConfig,
     skip_nonfinite: bool = False,
 ) -> None:
-    """Train `config` on the packed data of `data_folder`; every process of an `accelerate launch` makes this call.
+    """Train `config` on the packed data of `data_folder`; every process of one training makes this call.
 
     A step whose gradient is not finite is left out and counted with `skip_nonfinite`; else the state before it is kept
     and `ConfigError` names its step, layer and domain. Raises `ConfigError` too where the batch cannot be split over
-    the processes and where the tracker is not installed, and `Terminated` with a checkpoint of the step that SIGTERM
+    the processes and where the tracker is not installed, and `Stopped` with a checkpoint of the step that SIGTERM
     has come in.
     """
     settings = config.train
@@ -116,7 +117,7 @@ def train(
                 save_checkpoint(state_folder, done, objective, optimizer, step_once.state)
             if stop.requested:
                 progress.close()
-                raise Terminated(f"terminated after step {done} of {settings.steps}")
+                raise Stopped(signal.SIGTERM, f"terminated after step {done} of {settings.steps}")
     if log is not None and progress is not None:
         progress.close()
         skipped = int(step_once.skipped)
@@ -124,6 +125,7 @@ def train(
             config, run, log.lines, data_folder, run_folder, objective, layout.num_ranks, accelerator.device, skipped
         )
         provenance.remove_folder(state_folder)
+    stop.release()
     # DDP goes before its process group: as the group's last owner it would wait, with the interpreter's lock held, for
     # gloo's threads, and those wait for that lock.
     del prepared, prepared_optimizer, step_once
@@ -137,12 +139,12 @@ class _Log:
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         if first_step and path.exists():
             # A line that was cut off in mid-write lies beyond the checkpoint too.
             whole = path.read_text().split("\n")[:-1]
             self.lines = [record for record in map(json.loads, whole) if record["step"] <= first_step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.lines))
+        with provenance.complete_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.lines))
         self._last_step, self._last_time = first_step, time.perf_counter()
 
     def write(self, record: dict[str, Any]) -> None:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from moe.interruption import INTERRUPTED, TERMINATED
+from moe.interruption import STATUS
 from tests.conftest import tiny_config
 from tests.data.corpora import ENGLISH, write_jsonl
 from tests.stage import saved_steps, start, training, wait_until, weights
-
-STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 @pytest.mark.parametrize("number", STATUS)
@@ -51,7 +49,7 @@ def test_training_ends_its_step_at_sigterm_and_goes_on_from_there(tiny_data, tmp
         wait_until(lambda seen=seen: max(saved_steps(tmp_path / "stopped"), default=0) > seen, process)
         process.terminate()
         error = process.communicate(timeout=60)[1]
-        assert process.returncode == TERMINATED, error
+        assert process.returncode == STATUS[signal.SIGTERM], error
         step = saved_steps(tmp_path / "stopped")[-1]
         assert error == f"error: terminated after step {step} of 60; run the same command again to continue\n"
     assert start(*command).wait() == 0

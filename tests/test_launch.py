@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from moe.interruption import INTERRUPTED, TERMINATED
+from moe.interruption import STATUS
 from tests.conftest import tiny_config
 from tests.stage import group, saved_steps, start, training, wait_until, weights
 
@@ -19,10 +19,10 @@ def end_of_ranks(fault: str, process: "subprocess.Popen[str]") -> int:
     assert len(ranks) == 2
     if fault == "SIGTERM to the launching process":
         process.terminate()
-        return TERMINATED
+        return STATUS[signal.SIGTERM]
     if fault == "Ctrl-C":
         os.killpg(process.pid, signal.SIGINT)
-        return INTERRUPTED
+        return STATUS[signal.SIGINT]
     if fault == "SIGKILL of the launching process":
         process.kill()
         return -signal.SIGKILL

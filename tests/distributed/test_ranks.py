@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def curve(config, packed: Path, folder: Path, processes: int) -> list[dict]:
-    """Train through `accelerate launch`; the lines of `train.jsonl`."""
+    """Train in so many processes; the lines of `train.jsonl`."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.model_dump_json())
     hardware = json.dumps({"processes": processes, "log_every": 4, "checkpoint_every": 6})

@@ -25,8 +25,8 @@ TRAIN_FLAGS = "--skip-nonfinite" if config.get("skip_nonfinite") else "''"
 BIN = shlex.quote(str(Path(sys.executable).parent))
 # At SIGTERM the shell waits for the stage, which has removed its temporary files or saved its state by then.
 shell.prefix(
-    "trap : TERM; set -euo pipefail; "
-    "export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON} MOE_TRAIN_FLAGS={TRAIN_FLAGS}; "
+    "trap : TERM; set -euo pipefail;"
+    " export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON} MOE_TRAIN_FLAGS={TRAIN_FLAGS}; "
 )
 # A job that asks for every core is alone on the machine.
 ALL_CORES = workflow.cores or 1
