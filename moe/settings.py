@@ -9,9 +9,22 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from moe.plain import MOST_CHARACTERS, Loader, complaint
+
+SENTENCE_CHARACTERS = 1000
+"""Longest message of an error; of a longer one the middle is left out."""
+
 
 class ConfigError(ValueError):
-    """A mistake in a configuration that its author can repair; the message is one sentence."""
+    """A mistake in a configuration that its author can repair; the message is one sentence in one printable line."""
+
+    def __init__(self, sentence: str) -> None:
+        line = " ".join(sentence.split())
+        # Names come from files: what a terminal would obey is spelled out.
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        if len(line) > SENTENCE_CHARACTERS:
+            line = f"{line[: SENTENCE_CHARACTERS - 305]} ... {line[-300:]}"
+        super().__init__(line)
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -20,7 +33,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 class Settings(BaseModel):
     """Base of every section: frozen, no unknown keys, field docstrings become descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def canonical_json(settings: BaseModel) -> str:
@@ -36,37 +49,53 @@ def digest(settings: BaseModel) -> str:
 
 def parse(schema: type[Schema], raw: Any, where: str) -> Schema:
     """Validate `raw` as `schema`; raises `ConfigError` with one sentence that names `where`, the key and the remedy."""
+    if problem := complaint(raw):
+        raise ConfigError(f"{where}: {problem}")
     try:
-        return schema.model_validate(raw)
+        settings = schema.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_sentence(schema, error.errors()[0])}") from None
+    if problem := complaint(settings.model_dump()):  # a number may have been text before
+        raise ConfigError(f"{where}: {problem}")
+    return settings
 
 
 def read_yaml(schema: type[Schema], path: Path) -> Schema:
     """Read one YAML file as `schema`; raises `ConfigError`."""
+    content = _content(path, MOST_CHARACTERS)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raw = yaml.load(content.decode("utf-8"), Loader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from None
     return parse(schema, raw, str(path))
 
 
 def read_json(schema: type[Schema], path: Path) -> Schema:
     """Read one JSON file as `schema`; raises `ConfigError`."""
+    content = _content(path, 16 * MOST_CHARACTERS)  # defaults and indents are written out, a character has four bytes
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
+        raw = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path}: not valid JSON; delete it and run the same command again") from None
     return parse(schema, raw, str(path))
 
 
+def _content(path: Path, most: int) -> bytes:
+    """The file, if it has at most `most` bytes; of an endless one no more is read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > most:
+        raise ConfigError(f"{path}: has more than {most:,} bytes, so it is no configuration")
+    return content
+
+
 def _sentence(schema: type[BaseModel], error: Any) -> str:
     """One sentence for pydantic's first error, with the nearest valid key for an unknown one."""
-    loc = [part for part in error["loc"] if part not in ("pip", "hub", "files")]
+    # After the key of a source pydantic names the kind that it was checked as.
+    loc = [part for before, part in zip(("", *error["loc"]), error["loc"], strict=False) if before != "source"]
     key = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
         valid = _keys_at(schema, loc[:-1])

@@ -111,6 +111,14 @@ def test_numbers_that_yaml_reads_as_text_are_parsed():
         ),
         ({"train": {"steps": "many"}}, "'train.steps'"),
         ({"data": None}, "'data'"),
+        ({"pip": 1}, "unknown key 'pip'; valid keys are"),
+        ({"data": {"domains": [{"name": "a", "source": {"kind": "files", "files": 1}}]}}, "source.paths' is missing"),
+        ({"a\nb\x1b[31m": 1}, r"holds the character '\x1b': remove it"),
+        ({"two\nlines": 1}, "unknown key 'two lines'; valid keys are"),
+        ({"seed": "9" * 4000}, "'seed' is too large a number"),
+        ({"train": {"learning_rate": "inf"}}, "'train.learning_rate': Input should be a finite number"),
+        ({"train": {"learning_rate": 1e400}}, "'train.learning_rate' must be a finite number, got inf"),
+        ({"model": {"x" * 5000: 1}}, "num_experts, num_heads"),  # the end of the sentence, which has the remedy
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_key_and_remedy(change: dict[str, Any], sentence: str):
@@ -118,7 +126,8 @@ def test_a_mistake_is_one_sentence_that_names_key_and_remedy(change: dict[str, A
         parse(RunConfig, RAW | change, "here")
     assert str(error.value).startswith("here: ")
     assert sentence in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) <= 1000
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00", "description: &a [*a]"])
