@@ -356,7 +356,7 @@ class Scale(Settings):
 
     description: str
     """One sentence for the report."""
-    experiments: tuple[str, ...] = Field(min_length=1)
+    experiments: tuple[Name, ...] = Field(min_length=1)
     """Experiments of `config/experiments/` that are run at this scale."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """Seeds of every arm, paired across arms."""

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ from moe.lm_eval_tasks.official import check_names
 from moe.settings import ConfigError, digest, parse, read_yaml
 
 ESTIMATOR_SLUGS = {"exact": "", "prefix": "p", "previous": "last", "ema": "ema"}
+MOST_RUNS = 2000
+"""Most runs of one experiment: a few axes too many ask for billions."""
+LABEL_CHARACTERS = 200
+"""Longest name of an arm."""
 SECTIONS = ("model", "data", "train", "balance")  # what a scale and a run share, and an axis may change
 
 
@@ -102,7 +107,8 @@ def load_experiment(path: Path) -> Experiment:
 def load_plan(name: str, folder: Path = Path("config")) -> Plan:
     """Plan of the scale `name` with the experiments that it lists; names of corpora and tasks are looked up."""
     scale = load_scale(folder / "scales" / f"{name}.yaml")
-    experiments = {item: load_experiment(folder / "experiments" / f"{item}.yaml") for item in scale.experiments}
+    names = dict.fromkeys(scale.experiments)
+    experiments = {item: load_experiment(folder / "experiments" / f"{item}.yaml") for item in names}
     plan = resolve(name, scale, experiments)
     for data in plan.data.values():
         for domain in data.domains:
@@ -122,6 +128,12 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
     check_names(scale.evaluation.tasks, scale.evaluation.source)
     rows, configs = [], {}
     for title, experiment in experiments.items():
+        size = math.prod(len(axis.arms or axis.values) for axis in experiment.axes.values()) * len(scale.seeds)
+        if size > MOST_RUNS:
+            raise ConfigError(
+                f"experiment {title}: its arms and the seeds of scale {name} make {size:,} runs, and {MOST_RUNS:,} are "
+                "the most: split it, or shorten an axis"
+            )
         arms = expand(title, experiment)
         owner: dict[str, str] = {}
         for (arm, labels, overrides), seed in itertools.product(arms, scale.seeds):
@@ -141,7 +153,7 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
 def expand(title: str, experiment: Experiment) -> list[tuple[str, dict[str, str], list[tuple[str, Any]]]]:
     """Arms of an experiment in order: (arm, label per axis, dotted fields to set).
 
-    Raises `ConfigError` for a contrast between arms that do not exist.
+    Raises `ConfigError` for arms that cannot be told apart by name and for a contrast between arms that do not exist.
     """
     axes = []
     for axis in experiment.axes.values():
@@ -149,14 +161,22 @@ def expand(title: str, experiment: Experiment) -> list[tuple[str, dict[str, str]
         if len(arms) < len(axis.values):
             raise ConfigError(f"experiment {title}: '{axis.field}' lists a value twice: {list(axis.values)}")
         axes.append([(label, list(fields.items())) for label, fields in arms.items()])
+    longest = sum(max(len(label) for label, _ in arms) + len(" / ") for arms in axes)
+    if longest > LABEL_CHARACTERS:
+        raise ConfigError(
+            f"experiment {title}: the name of an arm joins its labels and has at most {LABEL_CHARACTERS} characters, "
+            f"got {longest:,}: shorten the labels, or name the values under 'arms'"
+        )
     expanded = []
     for combination in itertools.product(*axes):
         labels = dict(zip(experiment.axes, (label for label, _ in combination), strict=True))
         expanded.append((" / ".join(labels.values()), labels, [item for _, fields in combination for item in fields]))
-    known = [arm for arm, _, _ in expanded]
+    known = dict.fromkeys(arm for arm, _, _ in expanded)
+    if len(known) < len(expanded):
+        raise ConfigError(f"experiment {title}: labels that hold ' / ' give two arms one name: rename them")
     for arm in itertools.chain.from_iterable(experiment.contrasts):
         if arm not in known:
-            raise ConfigError(f"experiment {title}: contrast with unknown arm '{arm}'; {_hint(arm, known)}")
+            raise ConfigError(f"experiment {title}: contrast with unknown arm '{arm}'; {_hint(arm, list(known))}")
     return expanded
 
 
@@ -223,15 +243,18 @@ def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 
 def _existing(path: Path, kind: str) -> Path:
-    if path.is_file():
+    # os.path answers no where pathlib raises: for names that are too long and for folders that may not be read.
+    if os.path.isfile(path):
         return path
-    known = sorted(item.stem for item in path.parent.glob("*.yaml"))
+    known = sorted(item.stem for item in path.parent.glob("*.yaml")) if os.path.isdir(path.parent) else []
     raise ConfigError(f"{path}: no such {kind}; {_hint(path.stem, known)}")
 
 
 def _hint(word: str, known: list[str], prefix: str = "") -> str:
     """The nearest known word, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    # The comparison takes the product of two lengths: a text of thousands of characters is near to nothing.
+    short = [item for item in known if len(item) <= LABEL_CHARACTERS]
+    near = difflib.get_close_matches(word[:LABEL_CHARACTERS], short, n=1, cutoff=0.5)
     if near:
         return f"did you mean '{prefix}{near[0]}'?"
-    return f"known are {', '.join(prefix + item for item in known)}" if known else "none is defined"
+    return f"known are {', '.join(prefix + item for item in known[:50])}" if known else "none is defined"

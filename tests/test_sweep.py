@@ -1,5 +1,6 @@
 """Plans: which runs there are, what they are called, and which mistakes are refused before the first job."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from moe.config import Experiment, Scale
 from moe.settings import ConfigError
-from moe.sweep import Plan, load_plan, resolve
+from moe.sweep import Plan, load_experiment, load_plan, resolve
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +36,11 @@ def plan(axes: dict[str, Any], *, contrasts: Any = (), **sections: Any) -> Plan:
 
 def windows(*values: Any) -> dict[str, Any]:
     return {"window": {"field": "balance.terms.0.window", "values": values}}
+
+
+def labels(*axes: list[str]) -> dict[str, Any]:
+    """Axes whose arms have these labels and change one field."""
+    return {f"a{n}": {"arms": {name: {"train.steps": 50} for name in names}} for n, names in enumerate(axes)}
 
 
 def test_runs_are_the_product_of_axes_and_seeds_and_arms_join_their_labels():
@@ -93,6 +99,9 @@ def test_run_names_are_readable_and_safe_as_file_names():
         (windows("global", 32), (), "arms 'global' and '32' resolve to the same run"),
         (windows(1, 1), (), "lists a value twice"),
         (windows(1, 32), [("032", "1")], "contrast with unknown arm '032'; did you mean '32'?"),
+        (labels(["a / b", "a"], ["c", "b / c"]), (), "labels that hold ' / ' give two arms one name"),
+        (labels(["x" * 150], ["y" * 60]), (), "has at most 200 characters, got 216: shorten the labels"),
+        (labels(*[list("0123456789")] * 12), (), "make 2,000,000,000,000 runs, and 2,000 are the most"),
     ],
 )
 def test_mistakes_of_an_experiment_are_refused_with_the_remedy(axes: Any, contrasts: Any, sentence: str):
@@ -137,6 +146,26 @@ def test_names_of_corpora_and_tasks_are_looked_up_in_the_plan(old: str, new: str
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["../experiments/balance_window", "x" * 300, "a\0b", "x" * 30, "with space"])
+def test_a_name_that_no_experiment_can_have_is_refused(name: str, tmp_path: Path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    path = tmp_path / "config" / "scales" / "smoke.yaml"
+    path.write_text(path.read_text().replace("experiments: [balance_window]", f"experiments: [{json.dumps(name)}]"))
+    with pytest.raises(ConfigError, match="experiments"):
+        load_plan("smoke", tmp_path / "config")
+
+
+def test_an_experiment_that_is_listed_often_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    path = tmp_path / "config" / "scales" / "smoke.yaml"
+    path.write_text(path.read_text().replace("[balance_window]", f"[{'balance_window, ' * 1_000}]"))
+    read: list[Path] = []
+    monkeypatch.setattr("moe.sweep.load_experiment", lambda path: read.append(path) or load_experiment(path))
+    with pytest.raises(ConfigError, match="every experiment may be listed once"):
+        load_plan("smoke", tmp_path / "config")
+    assert len(read) == 1
+
+
 def test_texts_change_the_plan_but_no_run():
     axes = windows(1, 32)
     one = resolve("s", scale(), {"e": experiment(axes)})
@@ -150,7 +179,16 @@ def test_every_committed_scale_resolves(path: Path):
     assert load_plan(path.stem, ROOT / "config").configs
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("cpuu", "did you mean 'cpu'?"), ("xyz", "known are")])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("cpuu", "did you mean 'cpu'?"),
+        ("xyz", "known are"),
+        ("x" * 300, "known are"),
+        ("a\0b", "known are"),
+        (f"{'x' * 300}/y", "none is defined"),
+    ],
+)
 def test_an_unknown_scale_is_answered_with_the_nearest(name: str, sentence: str):
     with pytest.raises(ConfigError) as error:
         load_plan(name, ROOT / "config")
