@@ -4,20 +4,23 @@ Nothing of a wheel is installed, imported, run or unpacked: several of these pac
 or `tests` into site-packages.
 """
 
+import contextlib
+import gzip
+import io
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from moe.provenance import scratch_folder, sha256_of
 from moe.settings import ConfigError
 
 MEMBER_BYTES = 400 << 20
-"""Most bytes that one member of a wheel may unpack to; the largest of the pinned wheels has 233 MB."""
+"""Most bytes that a wheel, one member of it, or a gzip file in it may unpack to; the largest of ours has 233 MB."""
 
 
 class Pin(NamedTuple):
@@ -58,7 +61,7 @@ def cache_folder() -> Path:
 def cached_wheel(pin: Pin) -> Path | None:
     """The wheel in the cache whose sha256 is the pinned one; a file with any other content does not count."""
     found = sorted((cache_folder() / "wheels").glob(pin.pattern))
-    return next((path for path in found if sha256_of(path) == pin.sha256), None)
+    return next((path for path in found if path.is_file() and sha256_of(path) == pin.sha256), None)
 
 
 def fetch_wheel(package: str, pins: Mapping[str, Pin] = PINS) -> Path:
@@ -140,11 +143,38 @@ class Bounded:
         return block
 
 
+@contextlib.contextmanager
+def open_wheel(path: Path, reader: str) -> Iterator[ZipFile]:
+    """The wheel as a zip file. Whatever fails while it is open, because of what it holds, is a `ConfigError`.
+
+    `reader` says in the message what it is read for.
+    """
+    try:
+        with ZipFile(path) as wheel:
+            # zipfile gives no more of a member than the size that it announces.
+            if sum(member.file_size for member in wheel.infolist()) > MEMBER_BYTES:
+                raise ConfigError(f"{reader}: {path} unpacks to more than {MEMBER_BYTES:,} bytes and is not read")
+            yield wheel
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever zip, sqlite, xml, csv, json and arrow raise for content they cannot parse
+        raise ConfigError(f"{reader}: {path} cannot be read ({error!r})") from error
+
+
 def open_member(wheel: ZipFile, name: str) -> Bounded:
     """The member as a bounded stream."""
-    return Bounded(wheel.open(name), f"{wheel.filename}: {name}")
+    where = f"{wheel.filename or 'zip file in a wheel'}: {name}"
+    if wheel.getinfo(name).compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        # zipfile unpacks the other methods in one go, whatever is asked of them.
+        raise ConfigError(f"{where}: is compressed in a way that wheels do not use, and is not read")
+    return Bounded(wheel.open(name), where)
 
 
 def read_member(wheel: ZipFile, name: str) -> bytes:
     """The whole member, bounded."""
     return open_member(wheel, name).read()
+
+
+def read_gzip(wheel: ZipFile, name: str) -> Bounded:
+    """What a gzip file inside the wheel unpacks to, bounded once more."""
+    return Bounded(gzip.GzipFile(fileobj=io.BytesIO(read_member(wheel, name))), f"{wheel.filename}: {name}")

