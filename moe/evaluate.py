@@ -114,7 +114,11 @@ def _load(folder: Path, data_folder: Path) -> tuple[PreTrainedModel, PreTrainedT
         )
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, experts_implementation=EXPERTS
+            folder,
+            local_files_only=True,
+            use_safetensors=True,  # else pickled weights are read where there are no others
+            trust_remote_code=False,
+            experts_implementation=EXPERTS,
         )
     except Exception as error:  # transformers and safetensors raise bare exceptions for damaged files
         raise ConfigError(

