@@ -117,4 +117,7 @@ def _entry(table: Table) -> dict[str, Any]:
 
 
 def _cell(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """Text that Markdown shows as it is, in one line: no tag, entity, link or picture, and no cell that ends early."""
+    for mark, shown in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), ("](", "]\\(")):
+        value = value.replace(mark, shown)
+    return " ".join(value.splitlines())

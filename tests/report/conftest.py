@@ -44,13 +44,18 @@ def drawn(tmp_path_factory):
 def hostile(tmp_path_factory):
     """One seed, no latency, no task, no estimators, no window axis, and names that are HTML."""
     markup = "<script>alert('x')</script>"
-    arms = {f"{markup} $1 & $2": {}, "high": {"train.learning_rate": 0.01}, "none": {"balance.terms": []}}
+    picture = '"><img src=x onerror=alert(1)>'
+    table = "a | b\n\n# [c](javascript:alert(1)) &lt;"
+    arms = {
+        f"{markup} $1 & $2": {}, "high": {"train.learning_rate": 0.01}, picture: {"balance.terms": []},
+        table: {"train.learning_rate": 0.02},
+    }  # fmt: skip
     experiment = {
-        "title": f"Rates {markup}", "question": "Which rate?", "prediction": "None.",
-        "axes": {"rate": {"arms": arms}},
+        "title": f"Rates {markup}", "question": f"Which rate? {picture}", "prediction": f"None. {markup}",
+        "paper": f"Table 1 {picture}", "axes": {"rate": {"arms": arms}},
     }  # fmt: skip
     experiments = {"rates": synthetic_module.Experiment.model_validate(experiment)}
-    domains = (markup, *synthetic_module.DOMAINS[1:])
+    domains = (markup, picture, table, *synthetic_module.DOMAINS[3:])
     root = tmp_path_factory.mktemp("hostile")
     absent = dict.fromkeys(("latency", "tasks", "estimators"), False)
     return draw(root, experiments=experiments, seeds=(5,), domains=domains, **absent)

@@ -44,10 +44,13 @@ def test_a_second_drawing_is_byte_identical_whatever_the_users_style(drawn, tmp_
 
 
 def test_a_name_that_is_markup_or_formula_is_drawn_as_text(hostile):
-    root = ElementTree.parse(hostile.figures / "rates-selection.svg").getroot()
-    assert not [node for node in root.iter() if node.tag.endswith("script")]
+    for path in hostile.figures.glob("*.svg"):
+        nodes = list(ElementTree.parse(path).iter())
+        assert not [node for node in nodes if node.tag.split("}")[-1] in ("script", "img", "foreignObject", "a")]
+        assert not [name for node in nodes for name in node.attrib if name.startswith("on")]
     # Long labels are broken into lines.
     assert "<script>alert('x')</script>" in "".join(words(hostile.figures / "rates-profile.svg"))
+    assert '"><img' in "".join(words(hostile.figures / "rates-headline.svg"))
     assert "$1 & $2" in "".join(words(hostile.figures / "rates-headline.svg"))
 
 

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -61,6 +62,48 @@ def test_links_lead_to_the_data_behind_every_figure_and_copies_are_carried_along
 def test_names_that_are_markup_show_as_text(hostile):
     assert "<script" not in hostile.page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in hostile.page
+
+
+def test_no_name_adds_an_element_or_an_attribute(hostile):
+    elements = Elements(hostile.page)
+    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+    assert all(image["src"].startswith("data:image/svg+xml") for image in elements.named("img"))
+    assert "javascript:" not in "".join(attributes.get("href") or "" for _, attributes in elements.found)
+    assert "&#34;&gt;&lt;img src=x onerror=alert(1)&gt;" in hostile.page
+
+
+def infect(node, kept=()):
+    """The record with markup behind every text, but for the texts under the keys of `kept`."""
+    if isinstance(node, dict):
+        return {key: value if key in kept else infect(value, kept) for key, value in node.items()}
+    if isinstance(node, list):
+        return [infect(value, kept) for value in node]
+    return f"{node}{MARKUP}" if isinstance(node, str) else node
+
+
+MARKUP = "</td></svg>\"'><img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+def test_no_text_of_any_record_adds_an_element(drawn, tmp_path):
+    shutil.copytree(drawn.root, tmp_path / "copy")
+    root = tmp_path / "copy"
+    kept = {
+        "runs.json": ("schema", "runs", "axes", "contrasts"),
+        "train.json": ("schema",),
+        "evaluation.json": ("schema",),
+        "latency.json": ("schema", "settings"),
+        "index.json": ("name", "file", "experiment", "section", "data"),
+    }
+    for path in [path for path in root.rglob("*.json") if path.name in kept]:
+        path.write_text(json.dumps(infect(json.loads(path.read_text()), kept[path.name])))
+    write_page(root / "runs.json", root / "runs", root / "tables", root / "figures", root / "report" / "index.html")
+    page = (root / "report" / "index.html").read_text()
+    assert page.count("&lt;script&gt;alert(2)") > 100
+    clean, found = Elements(drawn.page), Elements(page)
+    # Every run is of other code now, which the page may mark.
+    assert [tag for tag, _ in found.found] == [tag for tag, _ in clean.found]
+    names = [{name for _, attributes in elements.found for name in attributes} for elements in (found, clean)]
+    assert names[0] == names[1]
 
 
 def test_the_page_is_marked_up_for_readers_of_every_kind(drawn):

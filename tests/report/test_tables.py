@@ -1,6 +1,7 @@
 """Numbers in tables are the numbers of the records, and what is missing says so."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,19 @@ def test_no_cell_is_blank_and_what_was_not_run_says_so(drawn, hostile):
             assert not frame.map(lambda cell: cell.strip().lower() in ("", "nan")).to_numpy().any(), path.name
     assert "not run" in (hostile.tables / "rates-latency.md").read_text()
     assert "not run" in (hostile.tables / "rates-downstream.md").read_text()
+
+
+def test_names_show_as_text_in_markdown_and_break_no_table(hostile):
+    for path in hostile.tables.glob("rates-*.md"):
+        text = path.read_text()
+        lines = text.splitlines()
+        assert "<" not in text
+        assert "](" not in text
+        assert lines[0].startswith("### ") and not [line for line in lines[1:] if line.startswith("#")]
+        cells = [len(re.split(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
+        assert len(set(cells)) == 1
+        assert len(lines) == len(cells) + 4  # title, caption and the empty lines between
+    assert r"| a \| b  # [c]\(javascript:alert(1)) &amp;lt; |" in (hostile.tables / "rates-headline.md").read_text()
 
 
 def test_one_seed_gives_a_difference_without_an_interval(hostile):
