@@ -4,11 +4,14 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from moe.config import DataConfig, RunConfig
 from moe.data.packing import prepare
 from moe.settings import parse
 from tests.data.corpora import CHINESE, ENGLISH, write_jsonl
+
+settings.register_profile("long", max_examples=2000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
