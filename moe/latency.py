@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 
 from moe import provenance
-from moe.config import HardwareConfig, LatencyConfig, RunConfig, check_latency
+from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.model.build import load_model, routers
 from moe.model.objective import Objective
+from moe.scale import HardwareConfig, LatencyConfig, check_latency
 from moe.settings import read_json
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
 

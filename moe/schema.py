@@ -9,21 +9,25 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from moe.config import (
-    Axis,
     BalanceConfig,
     BalanceTerm,
+    BiasConfig,
     DataConfig,
     DomainConfig,
-    EvaluationConfig,
-    Experiment,
     FilesSource,
-    HardwareConfig,
     HubSource,
-    LatencyConfig,
     ModelConfig,
     PipSource,
-    Scale,
     TrainConfig,
+)
+from moe.scale import (
+    Axis,
+    EstimatorsConfig,
+    EvaluationConfig,
+    Experiment,
+    HardwareConfig,
+    LatencyConfig,
+    Scale,
 )
 
 HEAD = """# Configuration
@@ -46,8 +50,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`train`": TrainConfig,
     "`balance`": BalanceConfig,
     "`balance.terms[]`": BalanceTerm,
+    "`balance.bias`": BiasConfig,
     "`evaluation`": EvaluationConfig,
     "`latency`": LatencyConfig,
+    "`estimators`": EstimatorsConfig,
     "`hardware`": HardwareConfig,
     "Experiment": Experiment,
     "`axes.<name>`": Axis,

@@ -15,21 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe.config import (
-    BalanceTerm,
-    DataConfig,
-    Experiment,
-    PipSource,
-    RunConfig,
-    Scale,
-    TrainConfig,
-    check_estimators,
-    check_latency,
-    check_split,
-    window_sequences,
-)
+from moe.config import BalanceTerm, DataConfig, PipSource, RunConfig, TrainConfig, check_split, window_sequences
 from moe.data.sources import corpus
 from moe.lm_eval_tasks.official import check_names
+from moe.scale import Experiment, Scale, check_estimators, check_latency
 from moe.settings import ConfigError, digest, parse, read_yaml
 
 ESTIMATOR_SLUGS = {"exact": "", "prefix": "p", "previous": "last", "ema": "ema"}

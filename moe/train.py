@@ -18,13 +18,14 @@ from accelerate import Accelerator
 
 from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
-from moe.config import HardwareConfig, RunConfig
+from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.interruption import Deferred, Stopped
 from moe.model.build import build_model, num_parameters, routers, save_model
 from moe.model.nonfinite import locate
 from moe.model.objective import Objective
 from moe.progress import Progress
+from moe.scale import HardwareConfig
 from moe.settings import ConfigError, digest
 from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer, split_batch
 

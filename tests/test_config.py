@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from moe.config import RunConfig, Scale
-from moe.schema import markdown
-from moe.settings import ConfigError, canonical_json, digest, parse, read_yaml
+from moe.config import RunConfig
+from moe.scale import Scale
+from moe.schema import SECTIONS, markdown
+from moe.settings import ConfigError, Settings, canonical_json, digest, parse, read_yaml
 
 ROOT = Path(__file__).parents[1]
 RAW = {"data": {"domains": [{"name": "law", "source": {"corpus": "china-law"}}]}}
@@ -141,6 +142,11 @@ def test_files_that_are_no_scale_are_refused_with_their_name(text: str, tmp_path
 def test_the_page_of_configuration_keys_is_current():
     page = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
     assert page == markdown(), "run: python -m moe schema > config/README.md"
+
+
+def test_every_section_is_on_the_page():
+    shown = set(SECTIONS.values()) | {RunConfig}
+    assert {section for section in Settings.__subclasses__() if section.__module__.startswith("moe.")} == shown
 
 
 def test_every_key_is_described():

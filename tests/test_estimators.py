@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from moe.balance.estimators import Pooling
-from moe.config import EstimatorsConfig, HardwareConfig, RunConfig
+from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.estimators import Candidate, _errors, measure
 from moe.model.build import routers
+from moe.scale import EstimatorsConfig, HardwareConfig
 from tests import exactness
 from tests.conftest import tiny_config
 

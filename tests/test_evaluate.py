@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe.config import DataConfig, EvaluationConfig, RunConfig
+from moe.config import DataConfig, RunConfig
 from moe.data.packing import prepare, read_packed
 from moe.data.sources import EVALUATION_PACKAGE
 from moe.data.tokenizer import load_tokenizer, token_bytes
@@ -23,6 +23,7 @@ from moe.data.wheels import PINS, Bounded, cached_wheel
 from moe.evaluate import evaluate, heldout_loss
 from moe.lm_eval_tasks import heldout, official
 from moe.model.build import build_model
+from moe.scale import EvaluationConfig
 from moe.settings import ConfigError, parse
 from tests.conftest import tiny_config
 from tests.data.corpora import CHINESE, ENGLISH, make_wheel, write_jsonl

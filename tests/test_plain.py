@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.config import Experiment, Scale
+from moe.scale import Experiment, Scale
 from moe.settings import ConfigError, read_json, read_yaml
 from moe.sweep import load_plan
 

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from moe.config import HardwareConfig, LatencyConfig, RunConfig
+from moe.config import RunConfig
 from moe.data.packing import read_packed
 from moe.latency import measure
 from moe.model.build import load_model
 from moe.probe import probe
+from moe.scale import HardwareConfig, LatencyConfig
 from moe.train import train
 from tests.conftest import tiny_config
 

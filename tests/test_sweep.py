@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe.config import Experiment, Scale
+from moe.scale import Experiment, Scale
 from moe.settings import ConfigError
 from moe.sweep import Plan, load_experiment, load_plan, resolve
 

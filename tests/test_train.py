@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe.config import HardwareConfig, RunConfig
+from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.model.build import BIAS_FILE, load_model, routers
 from moe.model.objective import Objective
+from moe.scale import HardwareConfig
 from moe.settings import ConfigError
 from moe.step import split_batch
 from moe.train import train
@@ -227,7 +228,8 @@ def test_sigkill_twice_and_the_same_command_gives_the_same_weights_and_log(tiny_
     (tmp_path / "config.json").write_text(config.model_dump_json())
     script = f"""
 from pathlib import Path
-from moe.config import HardwareConfig, RunConfig
+from moe.config import RunConfig
+from moe.scale import HardwareConfig
 from moe.settings import read_json
 from moe.train import train
 folder = Path({str(tmp_path / "killed")!r})

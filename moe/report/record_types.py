@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moe.config import Experiment, LatencyConfig, Name
+from moe.config import Name
+from moe.scale import Experiment, LatencyConfig
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -11,9 +11,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from moe.config import Experiment, RunConfig, Scale
+from moe.config import RunConfig
 from moe.cost import describe, estimate
 from moe.lm_eval_tasks.official import check_names
+from moe.scale import Experiment, Scale
 from moe.settings import ConfigError, canonical_json, parse, read_json, read_yaml
 from moe.sweep import Plan, load_plan, resolve
 from tests.fuzz.guard import examples, outcome

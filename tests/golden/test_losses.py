@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.config import HardwareConfig
+from moe.scale import HardwareConfig
 from moe.train import train
 from tests.conftest import tiny_config
 

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe.config import DataConfig, Experiment, LatencyConfig, RunConfig
+from moe.config import DataConfig, RunConfig
 from moe.provenance import stamp, write_json
+from moe.scale import Experiment, LatencyConfig
 from moe.settings import digest
 
 DOMAINS = ("zh-law", "arxiv", "encyclopedia", "news", "dialogue", "python", "biomedical", "archaic")
