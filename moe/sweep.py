@@ -22,7 +22,7 @@ from moe.scale import Experiment, Scale, check_estimators, check_latency
 from moe.settings import ConfigError, digest, parse, read_yaml
 
 ESTIMATOR_SLUGS = {"exact": "", "prefix": "p", "previous": "last", "ema": "ema"}
-MOST_RUNS = 2000
+MOST_RUNS = 20_000
 """Most runs of one experiment: a few axes too many ask for billions."""
 LABEL_CHARACTERS = 200
 """Longest name of an arm."""

@@ -101,7 +101,7 @@ def test_run_names_are_readable_and_safe_as_file_names():
         (windows(1, 32), [("032", "1")], "contrast with unknown arm '032'; did you mean '32'?"),
         (labels(["a / b", "a"], ["c", "b / c"]), (), "labels that hold ' / ' give two arms one name"),
         (labels(["x" * 150], ["y" * 60]), (), "has at most 200 characters, got 216: shorten the labels"),
-        (labels(*[list("0123456789")] * 12), (), "make 2,000,000,000,000 runs, and 2,000 are the most"),
+        (labels(*[list("0123456789")] * 12), (), "make 2,000,000,000,000 runs, and 20,000 are the most"),
     ],
 )
 def test_mistakes_of_an_experiment_are_refused_with_the_remedy(axes: Any, contrasts: Any, sentence: str):
