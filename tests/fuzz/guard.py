@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from hypothesis import event, settings
+from hypothesis import currently_in_test_context, event, settings
 
 from moe.settings import SENTENCE_CHARACTERS, ConfigError
 
@@ -21,7 +21,7 @@ def examples(factor: int) -> settings:
     return settings(max_examples=factor * settings.default.max_examples, deadline=timedelta(seconds=SECONDS))
 
 
-_WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+_WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 _NEVER = {
     "subprocess.Popen",
     "os.system",
@@ -47,6 +47,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     if not _guarded:
         return
     written = args[:2] if event == "os.rename" else args[:1] if event in _WRITES else ()
+    if event in ("os.remove", "os.rmdir") and args[1] != -1:
+        written = ()  # a name in a folder that rmtree was allowed to remove
     if event == "open" and isinstance(args[2], int) and args[2] & _CREATES:
         written = args[:1]
     if event in _NEVER or any(not _inside(path) for path in written):
@@ -59,6 +61,12 @@ def _inside(path: Any) -> bool:
     return isinstance(path, int) or (
         folder is not None and Path(os.path.abspath(os.fsdecode(path))).is_relative_to(folder)
     )
+
+
+def _count(end: str) -> None:
+    """For `--hypothesis-show-statistics`."""
+    if currently_in_test_context():
+        event(end)
 
 
 def _stop(*_: Any) -> None:
@@ -75,10 +83,10 @@ def outcome(call: Callable[[], Any], writes: Path | None = None) -> Any:
     _guarded.append(writes)
     try:
         result = call()
-        event("accepted")
+        _count("accepted")
         return result
     except ConfigError as error:
-        event("refused")
+        _count("refused")
         sentence = str(error)
         assert sentence.strip()
         assert sentence.isprintable()  # and so one line

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from functools import partial
@@ -18,12 +19,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from moe.config import FilesSource, PipSource, Source
+from moe.config import DataConfig, FilesSource, PipSource, Source
 from moe.data.distinct import DistinctDocuments
-from moe.data.packing import SCHEMA, read_packed
+from moe.data.packing import SCHEMA, prepare, read_packed
 from moe.data.sources import CATALOGUE
 from moe.data.wheels import PINS, Pin
 from moe.provenance import sha256_of
+from moe.settings import parse
 from tests.fuzz.guard import examples, outcome
 from tests.fuzz.inputs import JUNK, TEXT, WORDS, damaged, mutated
 
@@ -190,6 +192,22 @@ def test_any_pattern_of_files_is_documents_or_one_sentence(folder: Path, pieces:
         read(files(pattern))
     finally:
         os.chdir(here)
+
+
+@examples(2)
+@given(texts=st.lists(TEXT | st.text(min_size=40, max_size=60), max_size=40), size=st.sampled_from([8, 64, 200]))
+def test_any_documents_are_packed_whole_or_not_at_all(folder: Path, texts: list[str], size: int) -> None:
+    path = folder / "own.jsonl"
+    path.write_bytes(b"".join(spelled({"text": text}) + b"\n" for text in texts))
+    domain = {"name": "own", "source": {"kind": "files", "paths": [str(path)]}}
+    sizes = {"vocab_size": 260, "sequence_length": 8, "train_tokens": size, "heldout_tokens": 8}
+    config = parse(DataConfig, {"domains": [domain], **sizes}, "data")
+    out = folder / "packs" / "packed"
+    shutil.rmtree(out, ignore_errors=True)
+    if outcome(lambda: prepare(config, out) or True, writes=out.parent):
+        assert read_packed(out, "own", "train").shape == (size // 8, 8)
+    else:
+        assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
 @examples(5)
