@@ -336,6 +336,6 @@ def _environment_sentence(error: BaseException) -> str | None:
 def _settings(schema: type[Schema], text: str, where: str) -> Schema:
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON ({error})") from None
     return parse(schema, raw, where)

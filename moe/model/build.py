@@ -81,7 +81,9 @@ def num_parameters(model: PreTrainedModel) -> tuple[int, int]:
 def load_model(folder: Path) -> PreTrainedModel:
     """A trained checkpoint with our router and dispatch, for inference; raises `ConfigError` if it is damaged."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"{folder}: not a sound checkpoint ({error}); delete it and run the same command again"

@@ -41,7 +41,7 @@ def test_pickled_weights_are_refused_and_run_nothing(way: str, tmp_path: Path) -
     model.config.save_pretrained(tmp_path)
     path, mark = tmp_path / "pytorch_model.bin", tmp_path / "mark"
     WAYS[way]({**model.state_dict(), "other": Malicious(mark)}, path)
-    with warnings.catch_warnings(), pytest.raises((ConfigError, pickle.UnpicklingError)):
+    with warnings.catch_warnings(), pytest.raises(ConfigError, match="not a sound checkpoint"):
         warnings.simplefilter("ignore")
         load_model(tmp_path)
     assert not mark.exists()
