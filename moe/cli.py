@@ -94,7 +94,7 @@ def train(args: argparse.Namespace) -> int | None:
     run, folder = args.config.parent.name, args.config.parent
     lock = args.state.with_name(f"{args.state.name}.lock")
     with exclusive(lock, waiting=f"another process trains {run}; waiting for it to end") as (held, waited):
-        if waited and (folder / "train.json").exists():
+        if waited and all((folder / name).exists() for name in ("model", "train.jsonl", "speed.jsonl", "train.json")):
             print(f"{run}: trained by the other process")
         elif hardware.processes > 1:
             return launch.launch(args.argv, processes=hardware.processes, threads=hardware.threads, lock=held)

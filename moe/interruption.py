@@ -49,9 +49,10 @@ _received: list[Stopped] = []
 
 
 def obey() -> None:
-    """Raise `Stopped` when a signal comes, or one that has been held back."""
+    """Raise `Stopped` when a signal comes, or one that has been held back; what the caller ignores stays ignored."""
     for number in (*STATUS, signal.SIGALRM):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as of a job in the background
+            signal.signal(number, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
 
 
@@ -97,7 +98,8 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 def tell_children() -> None:
     """Pass both signals on to all processes below this one, then do what this one has done until now."""
     for number in STATUS:
-        signal.signal(number, partial(_pass_on, before=signal.getsignal(number)))
+        if callable(before := signal.getsignal(number)):
+            signal.signal(number, partial(_pass_on, before=before))
 
 
 def _pass_on(number: int, frame: FrameType | None, *, before: Any) -> None:

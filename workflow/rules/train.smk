@@ -1,5 +1,6 @@
 # The optimizer's state and the position lie in results/state/<run>, which no rule declares: Snakemake deletes the
-# outputs of a failed or killed job, and the next attempt goes on from that state.
+# outputs of a failed or killed job, and the next attempt goes on from that state. A log that cannot be written, or is
+# cut off by a signal, must not fail a training.
 rule train:
     input:
         config="results/runs/{run}/config.json",
@@ -20,4 +21,4 @@ rule train:
         mem_mb=HARDWARE.memory_mb,
     shell:
         "python -m moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
-        ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS 2>&1 | (trap "" INT TERM; tee {log})'
+        ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS 2>&1 | (trap "" INT TERM; tee {log} || true)'
