@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe.config import RunConfig
 from moe.data.packing import read_manifest, read_packed
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.lm_eval_tasks import heldout, official
+from moe.model.build import load_model
 from moe.provenance import device_name, stamp, write_json
 from moe.scale import EvaluationConfig
 from moe.settings import ConfigError, digest, read_json
@@ -113,19 +114,9 @@ def _load(folder: Path, data_folder: Path) -> tuple[PreTrainedModel, PreTrainedT
         raise ConfigError(
             f"{folder}: has another tokenizer than {data_folder}: give the data that the run was trained on"
         )
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,  # else pickled weights are read where there are no others
-            trust_remote_code=False,
-            experts_implementation=EXPERTS,
-        )
-    except Exception as error:  # transformers and safetensors raise bare exceptions for damaged files
-        raise ConfigError(
-            f"{folder}: not a readable checkpoint; delete it and train the run again ({type(error).__name__})"
-        ) from error
-    torch.nn.Module.to(model.eval(), "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(folder)
+    model.set_experts_implementation(EXPERTS)
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
 
 

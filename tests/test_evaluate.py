@@ -22,7 +22,7 @@ from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.data.wheels import PINS, Bounded, cached_wheel
 from moe.evaluate import evaluate, heldout_loss
 from moe.lm_eval_tasks import heldout, official
-from moe.model.build import build_model
+from moe.model.build import build_model, load_model, routers, save_model
 from moe.scale import EvaluationConfig
 from moe.settings import ConfigError, parse
 from tests.conftest import tiny_config
@@ -203,8 +203,29 @@ def test_run_of_other_data_and_damaged_checkpoint_are_named(packed, run: Path, t
         measure(run, tiny_data[1])
     save_run(tiny_config(packed[0]), packed[1], tmp_path / "damaged")
     (tmp_path / "damaged" / "model" / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+    with pytest.raises(ConfigError, match="not a sound checkpoint"):
         measure(tmp_path / "damaged", packed[1])
+
+
+def test_a_selection_bias_is_part_of_the_model_that_is_measured(packed, run: Path, tmp_path: Path) -> None:
+    config, data_folder = packed
+    found = []
+    for name in ("plain", "biased"):
+        shutil.copytree(run, tmp_path / name)
+        if name == "biased":
+            model = load_model(run / "model")
+            for router in routers(model):
+                router.use_bias()
+                router.bias += torch.arange(len(router.weight))  # the last experts are always chosen
+            save_model(model, tmp_path / name / "model")
+        evaluate(
+            run_folder=tmp_path / name,
+            data_folder=data_folder,
+            settings=EvaluationConfig(),
+            out=tmp_path / f"{name}.json",
+        )
+        found.append(json.loads((tmp_path / f"{name}.json").read_text())["heldout"])
+    assert found[0] != found[1]
 
 
 def test_weights_that_are_pickled_are_not_read(packed, run: Path, tmp_path: Path) -> None:
@@ -213,7 +234,7 @@ def test_weights_that_are_pickled_are_not_read(packed, run: Path, tmp_path: Path
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     settings = EvaluationConfig()
-    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+    with pytest.raises(ConfigError, match="not a sound checkpoint"):
         evaluate(run_folder=tmp_path / "run", data_folder=packed[1], settings=settings, out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 

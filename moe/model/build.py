@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -82,17 +81,20 @@ def load_model(folder: Path) -> PreTrainedModel:
     """A trained checkpoint with our router and dispatch, for inference; raises `ConfigError` if it is damaged."""
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            local_files_only=True,
+            use_safetensors=True,  # else pickled weights are read where there are no others
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+        biases = load_file(folder / BIAS_FILE) if (folder / BIAS_FILE).exists() else {}
+    except Exception as error:  # transformers and safetensors raise bare exceptions for damaged files
         raise ConfigError(
-            f"{folder}: not a sound checkpoint ({error}); delete it and run the same command again"
+            f"{folder}: not a sound checkpoint ({type(error).__name__}: {error}); delete it and run the same command "
+            "again"
         ) from None
     model = use_our_parts(model.eval())
-    if (folder / BIAS_FILE).exists():
-        biases = load_file(folder / BIAS_FILE)
-        for i, router in enumerate(routers(model)):
-            router.bias = biases[str(i)]
+    for i, bias_E in biases.items():
+        routers(model)[int(i)].bias = bias_E
     return model
 
 
