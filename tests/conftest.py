@@ -1,6 +1,7 @@
 """A small packed mix and a small run that the tests of the stages share."""
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from moe.data.packing import prepare
 from moe.settings import parse
 from tests.data.corpora import CHINESE, ENGLISH, write_jsonl
 
+# Tests in the background ignore Ctrl-C, and what they start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("long", max_examples=2000)
 
 
