@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(*args: object) -> "subprocess.Popen[str]":
-    """One stage in a process group of its own."""
+    """One stage in a process group of its own, which obeys Ctrl-C even where this process ignores it."""
     return subprocess.Popen(
         [sys.executable, "-m", "moe", *map(str, args)],
         cwd=ROOT,
@@ -24,6 +25,7 @@ def start(*args: object) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
