@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from moe.config import RunConfig
+from moe.data.order import TrainingBatches
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +52,18 @@ def training(folder: Path, packed: Path, config: RunConfig, processes: int = 1) 
 
 def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name[:8]) for path in (folder / "state").glob("[0-9]*-*.safetensors"))
+
+
+def stop_before(step: int, error: type[BaseException], patch: pytest.MonkeyPatch) -> None:
+    """Let training in this process end with `error` when it asks for the batch of the step."""
+    tokens = TrainingBatches.tokens
+
+    def read(self: TrainingBatches, asked: int):
+        if asked == step:
+            raise error
+        return tokens(self, asked)
+
+    patch.setattr(TrainingBatches, "tokens", read)
 
 
 def weights(folder: Path) -> str:

@@ -8,12 +8,12 @@ import torch
 
 from moe.balance.estimators import Pooling
 from moe.config import RunConfig
-from moe.data.order import TrainingBatches
 from moe.estimators import Candidate, _errors, measure
 from moe.model.build import routers
 from moe.scale import EstimatorsConfig, HardwareConfig
 from tests import exactness
 from tests.conftest import tiny_config
+from tests.stage import stop_before
 
 SETTINGS = EstimatorsConfig(passes=(2, 5, 12), half_lives=(2.0,), every=4, repeats=2)
 
@@ -55,15 +55,8 @@ def test_an_interrupted_comparison_continues_to_the_same_numbers(
     data, packed = tiny_data
     config = tiny_config(data)
     whole = observe(config, packed, tmp_path / "whole")
-    tokens = TrainingBatches.tokens
-
-    def stops(self: TrainingBatches, step: int):
-        if step == 9:
-            raise KeyboardInterrupt
-        return tokens(self, step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingBatches, "tokens", stops)
+        stop_before(9, KeyboardInterrupt, patch)
         with pytest.raises(KeyboardInterrupt):
             observe(config, packed, tmp_path / "resumed")
     assert not (tmp_path / "resumed" / "estimators.json").exists()

@@ -21,6 +21,7 @@ from moe.settings import ConfigError
 from moe.step import split_batch
 from moe.train import train
 from tests.conftest import tiny_config
+from tests.stage import saved_steps, stop_before
 
 
 def run(config: RunConfig, data_folder: Path, folder: Path, *, skip_nonfinite: bool = False, **hardware) -> dict:
@@ -143,7 +144,7 @@ def test_a_step_that_is_not_finite_stops_with_step_layer_and_domain_and_keeps_th
             with pytest.raises(ConfigError, match=r"step 7: .*layer 1 is not finite on domain 'chinese';.*--skip-non"):
                 run(config, packed, tmp_path / "bad")
         assert not (tmp_path / "bad" / "train.json").exists()
-        assert _newest_step(tmp_path / "bad" / "state") == 6
+        assert max(saved_steps(tmp_path / "bad"), default=0) == 6
     # Were the cause gone, the kept state would continue as if nothing had happened.
     assert run(config, packed, tmp_path / "bad")["weights_sha256"] == whole["weights_sha256"]
 
@@ -186,10 +187,10 @@ def test_estimators_and_bias_survive_an_interruption_and_move_the_run(tiny_data,
         config, folder = tiny_config(data, balance=balance), tmp_path / str(i)
         whole = run(config, packed, folder / "whole")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TrainingBatches, "tokens", _stops_at(6))
+            stop_before(6, InterruptedError, patch)
             with pytest.raises(InterruptedError):
                 run(config, packed, folder / "resumed")
-        assert _newest_step(folder / "resumed" / "state") == 4
+        assert max(saved_steps(folder / "resumed"), default=0) == 4
         resumed = run(config, packed, folder / "resumed")
         assert resumed["weights_sha256"] == whole["weights_sha256"]
         for file in ("train.jsonl", "train.json", "model/model.safetensors"):
@@ -201,17 +202,6 @@ def test_estimators_and_bias_survive_an_interruption_and_move_the_run(tiny_data,
             assert all(router.bias is not None and router.bias.abs().max() >= 0.05 for router in routers(model))
         weights.add(whole["weights_sha256"])
     assert len(weights) == 5
-
-
-def _stops_at(last: int):
-    tokens = TrainingBatches.tokens
-
-    def read(self: TrainingBatches, step: int):
-        if step == last:
-            raise InterruptedError
-        return tokens(self, step)
-
-    return read
 
 
 def test_a_tracker_that_is_not_installed_is_named(tiny_data, tmp_path: Path) -> None:
@@ -242,9 +232,9 @@ train(read_json(RunConfig, Path({str(tmp_path / "config.json")!r})), run="tiny",
     for _ in range(2):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         try:
-            while process.poll() is None and _newest_step(tmp_path / "killed" / "state") <= seen:
+            while process.poll() is None and max(saved_steps(tmp_path / "killed"), default=0) <= seen:
                 time.sleep(0.01)
-            seen = _newest_step(tmp_path / "killed" / "state")
+            seen = max(saved_steps(tmp_path / "killed"), default=0)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -255,7 +245,3 @@ train(read_json(RunConfig, Path({str(tmp_path / "config.json")!r})), run="tiny",
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def _newest_step(state: Path) -> int:
-    return max((int(path.stem.split("-")[0]) for path in state.glob("[0-9]*-*.safetensors")), default=0)
