@@ -10,7 +10,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
 from moe.balance.windows import Layout
 from moe.config import RunConfig
-from moe.model.build import build_model, routers
+from moe.model.build import build_model
 from moe.model.objective import Objective
 from moe.model.router import record_routing
 from moe.settings import parse
@@ -128,9 +128,6 @@ def make_step(
     """A step of this process's share of the split, with a fresh model."""
     accelerator = Accelerator()
     objective = fresh_objective(config, dtype)
-    if config.balance.bias:
-        for router in routers(objective.model):
-            router.use_bias()
     if checkpointing:
         objective.model.activation_checkpointing_enable({"use_reentrant": False})
     return Step(

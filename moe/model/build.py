@@ -22,7 +22,12 @@ BIAS_FILE = "router_bias.safetensors"
 
 
 def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int) -> PreTrainedModel:
-    """A fresh model on the CPU in fp32; equal arguments give equal weights.
+    """A fresh model on the CPU in fp32, with our parts inside; arguments as in `stock_model`."""
+    return use_our_parts(stock_model(config, vocab_size=vocab_size, max_tokens=max_tokens, seed=seed))
+
+
+def stock_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int) -> PreTrainedModel:
+    """The model as transformers makes it; equal arguments give equal weights.
 
     `max_tokens`: longest sequence that the checkpoint announces, in tokens.
     Qwen3-MoE, or Qwen2-MoE where shared experts are asked for.
@@ -47,11 +52,9 @@ def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: 
     torch.manual_seed(seed)
     if config.num_shared_experts:
         shared_size = config.num_shared_experts * config.expert_size
-        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**common, shared_expert_intermediate_size=shared_size))
-    else:
-        common["head_dim"] = config.hidden_size // config.num_heads
-        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**common))
-    return use_our_parts(model)
+        return Qwen2MoeForCausalLM(Qwen2MoeConfig(**common, shared_expert_intermediate_size=shared_size))
+    common["head_dim"] = config.hidden_size // config.num_heads
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**common))
 
 
 def use_our_parts(model: PreTrainedModel) -> PreTrainedModel:

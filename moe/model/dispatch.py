@@ -1,9 +1,9 @@
 """How do tokens reach their experts? Dropless: sorted by expert once, one slice per expert, gathered back.
 
-Registered as the experts implementation `NAME` of transformers, so the model's own classes stay stock.
+Registered as the experts implementation `NAME` of transformers, so the model's own classes stay stock. The products are
+operators, which compiled code calls as they are; what lies between them it fuses.
 """
 
-import itertools
 from typing import Any
 
 import torch
@@ -23,82 +23,106 @@ def sorted_experts(experts: nn.Module, hidden_TH: Tensor, selected_TK: Tensor, g
     """
     if hidden_TH.device.type != "cpu":
         return grouped_mm_experts_forward(experts, hidden_TH, selected_TK, gates_TK)
-    parameters = (experts.gate_up_proj.to(hidden_TH.dtype), experts.down_proj.to(hidden_TH.dtype))
-    return _SortedExperts.apply(hidden_TH, selected_TK, gates_TK, *parameters)
+    parameters: Any = experts
+    gate_up_EJH, down_EHI = (w.to(hidden_TH.dtype) for w in (parameters.gate_up_proj, parameters.down_proj))
+    selected_R = selected_TK.flatten()
+    order_R = selected_R.argsort(stable=True)
+    position_TK = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R))).view_as(selected_TK)
+    counts_E = selected_R.new_zeros(len(down_EHI)).scatter_add_(0, selected_R, torch.ones_like(selected_R))
+    gate_RI, up_RI = expand_product(hidden_TH, gate_up_EJH, order_R, position_TK, counts_E).chunk(2, dim=-1)
+    # Weighted here and not behind the second product, so that its result need not be kept.
+    inner_RI = F.silu(gate_RI) * up_RI * gates_TK.flatten()[order_R, None]
+    return collect_product(inner_RI, down_EHI, order_R, position_TK, counts_E)
 
 
-class _SortedExperts(torch.autograd.Function):
-    """The gated MLPs of all experts: one matrix product per expert, written into one buffer.
+@torch.library.custom_op("moe::expand_product", mutates_args=())
+def expand_product(
+    hidden_TH: Tensor, weights_EJH: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+) -> Tensor:
+    """Every token times the weights of each of its experts: hidden[t] · weights[e]ᵀ, [R, J].
 
-    Autograd over slices of the stacked weights would add a full-size gradient per expert, and over the permutation a
-    scatter; here each expert's gradient is written to its own slice and every permutation is a gather.
+    order_R: which of the T·K choices each row is; position_TK: which row each choice is; counts_E: rows of each expert.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_TH: Tensor, selected_TK: Tensor, gates_TK: Tensor, gate_up_EJH: Tensor, down_EHI: Tensor
-    ) -> Tensor:
-        num_tokens, top_k = selected_TK.shape
-        selected_R = selected_TK.flatten()
-        order_R = selected_R.argsort(stable=True)
-        position_TK = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R))).view(num_tokens, top_k)
-        slices_E = _slices(torch.bincount(selected_R, minlength=len(down_EHI)).tolist())
-        rows_RH = hidden_TH[order_R // top_k]
-        gate_up_RJ = rows_RH.new_empty(len(rows_RH), gate_up_EJH.shape[1])
-        for expert, rows in enumerate(slices_E):
-            torch.mm(rows_RH[rows], gate_up_EJH[expert].T, out=gate_up_RJ[rows])
-        gate_RI, up_RI = gate_up_RJ.chunk(2, dim=-1)
-        act_RI = F.silu(gate_RI)
-        inner_RI = act_RI * up_RI
-        outputs_RH = torch.empty_like(rows_RH)
-        for expert, rows in enumerate(slices_E):
-            torch.mm(inner_RI[rows], down_EHI[expert].T, out=outputs_RH[rows])
-        ctx.save_for_backward(
-            order_R, position_TK, gates_TK, gate_up_EJH, down_EHI, rows_RH, gate_up_RJ, act_RI, inner_RI, outputs_RH
-        )
-        ctx.slices_E = slices_E
-        return _weighted_sum(outputs_RH, position_TK, gates_TK)
-
-    @staticmethod
-    def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
-        (order_R, position_TK, gates_TK, gate_up_EJH, down_EHI, rows_RH, gate_up_RJ, act_RI, inner_RI, outputs_RH) = (
-            ctx.saved_tensors
-        )
-        grad_RH = grad_TH[order_R // gates_TK.shape[1]]
-        grad_gates_TK = torch.linalg.vecdot(grad_RH, outputs_RH)[position_TK]
-        grad_RH.mul_(gates_TK.flatten()[order_R, None])
-        grad_down_EHI, grad_inner_RI = torch.empty_like(down_EHI), torch.empty_like(inner_RI)
-        for expert, rows in enumerate(ctx.slices_E):
-            torch.mm(grad_RH[rows].T, inner_RI[rows], out=grad_down_EHI[expert])
-            torch.mm(grad_RH[rows], down_EHI[expert], out=grad_inner_RI[rows])
-        gate_RI, up_RI = gate_up_RJ.chunk(2, dim=-1)
-        grad_gate_up_RJ = torch.empty_like(gate_up_RJ)
-        grad_gate_RI, grad_up_RI = grad_gate_up_RJ.chunk(2, dim=-1)
-        torch.mul(grad_inner_RI, act_RI, out=grad_up_RI)
-        grad_gate_RI.copy_(torch.ops.aten.silu_backward(grad_inner_RI.mul_(up_RI), gate_RI))
-        grad_gate_up_EJH, grad_rows_RH = torch.empty_like(gate_up_EJH), grad_RH
-        for expert, rows in enumerate(ctx.slices_E):
-            torch.mm(grad_gate_up_RJ[rows].T, rows_RH[rows], out=grad_gate_up_EJH[expert])
-            torch.mm(grad_gate_up_RJ[rows], gate_up_EJH[expert], out=grad_rows_RH[rows])
-        grad_hidden_TH = _weighted_sum(grad_rows_RH, position_TK, None)
-        return grad_hidden_TH, None, grad_gates_TK, grad_gate_up_EJH, grad_down_EHI
+    outputs_RJ = hidden_TH.new_empty(len(order_R), weights_EJH.shape[1])
+    counts, tokens_R = counts_E.tolist(), order_R // position_TK.shape[1]
+    for tokens, weight, outputs in zip(tokens_R.split(counts), weights_EJH, outputs_RJ.split(counts), strict=True):
+        torch.mm(hidden_TH.index_select(0, tokens), weight.T, out=outputs)
+    return outputs_RJ
 
 
-def _slices(rows_per_expert: list[int]) -> list[slice]:
-    ends = list(itertools.accumulate(rows_per_expert))
-    return [slice(end - rows, end) for end, rows in zip(ends, rows_per_expert, strict=True)]
+@torch.library.custom_op("moe::expand_product_backward", mutates_args=())
+def expand_product_backward(
+    grad_RJ: Tensor, hidden_TH: Tensor, weights_EJH: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden states and weights."""
+    grad_RH, grad_EJH = grad_RJ.new_empty(len(order_R), hidden_TH.shape[1]), torch.empty_like(weights_EJH)
+    counts, tokens_R = counts_E.tolist(), order_R // position_TK.shape[1]
+    parts = (values.split(counts) for values in (tokens_R, grad_RJ, grad_RH))
+    for tokens, grad, grad_rows, weight, grad_weight in zip(*parts, weights_EJH, grad_EJH, strict=True):
+        torch.mm(grad, weight, out=grad_rows)
+        torch.mm(grad.T, hidden_TH.index_select(0, tokens), out=grad_weight)
+    return F.embedding_bag(position_TK, grad_RH, mode="sum"), grad_EJH
 
 
-def _weighted_sum(values_RH: Tensor, position_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
-    """Sum over each token's K rows, [T, H]; choice by choice, which never holds [T, K, H]."""
-    total_TH = None
-    for choice, position_T in enumerate(position_TK.unbind(1)):
-        term_TH = values_RH[position_T]
-        if weights_TK is not None:
-            term_TH.mul_(weights_TK[:, choice, None])
-        total_TH = term_TH if total_TH is None else total_TH.add_(term_TH)
-    assert total_TH is not None
-    return total_TH
+@torch.library.custom_op("moe::collect_product", mutates_args=())
+def collect_product(
+    inner_RI: Tensor, weights_EHI: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+) -> Tensor:
+    """Every row times the weights of its expert, inner[r] · weights[e]ᵀ, summed over the K rows of each token, [T, H];
+    arguments as in `expand_product`."""
+    outputs_RH = inner_RI.new_empty(len(inner_RI), weights_EHI.shape[1])
+    counts = counts_E.tolist()
+    for rows, weight, outputs in zip(inner_RI.split(counts), weights_EHI, outputs_RH.split(counts), strict=True):
+        torch.mm(rows, weight.T, out=outputs)
+    return F.embedding_bag(position_TK, outputs_RH, mode="sum")
+
+
+@torch.library.custom_op("moe::collect_product_backward", mutates_args=())
+def collect_product_backward(
+    grad_TH: Tensor, inner_RI: Tensor, weights_EHI: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of rows and weights."""
+    grad_RI, grad_EHI = torch.empty_like(inner_RI), torch.empty_like(weights_EHI)
+    counts, tokens_R = counts_E.tolist(), order_R // position_TK.shape[1]
+    parts = (values.split(counts) for values in (tokens_R, inner_RI, grad_RI))
+    for tokens, rows, grad_rows, weight, grad_weight in zip(*parts, weights_EHI, grad_EHI, strict=True):
+        grad = grad_TH.index_select(0, tokens)
+        torch.mm(grad, weight, out=grad_rows)
+        torch.mm(grad.T, rows, out=grad_weight)
+    return grad_RI, grad_EHI
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _expand_gradients(ctx: Any, grad_RJ: Tensor) -> tuple[Tensor | None, ...]:
+    return *expand_product_backward(grad_RJ.contiguous(), *ctx.saved_tensors), None, None, None
+
+
+def _collect_gradients(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
+    return *collect_product_backward(grad_TH.contiguous(), *ctx.saved_tensors), None, None, None
+
+
+expand_product.register_autograd(_expand_gradients, setup_context=_save)
+collect_product.register_autograd(_collect_gradients, setup_context=_save)
+
+
+# What compilation needs to know: shapes alone.
+@expand_product.register_fake
+def _(hidden_TH: Tensor, weights_EJH: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor) -> Tensor:
+    return hidden_TH.new_empty(len(order_R), weights_EJH.shape[1])
+
+
+@collect_product.register_fake
+def _(inner_RI: Tensor, weights_EHI: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor) -> Tensor:
+    return inner_RI.new_empty(len(position_TK), weights_EHI.shape[1])
+
+
+@expand_product_backward.register_fake
+@collect_product_backward.register_fake
+def _(grad: Tensor, values: Tensor, weights: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(values), torch.empty_like(weights)
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, sorted_experts)

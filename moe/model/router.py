@@ -1,7 +1,7 @@
 """Which experts does each token go to, and how do we get to see it?"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,12 @@ class Router(nn.Module):
 
     `bias` [E], where `use_bias` has given one, is added to the scores that the experts are chosen by, and not to the
     gates (arXiv:2408.15664, equation 3). It is state, not a parameter: no gradient reaches it.
+
+    `recorded` is what was decided in the last forward pass while `recording`; `record_routing` reads it.
     """
 
     bias: Tensor | None
+    recorded: Routing | None
 
     def __init__(self, weight: nn.Parameter, top_k: int, normalize_top_k: bool) -> None:
         super().__init__()
@@ -41,6 +44,8 @@ class Router(nn.Module):
         self.top_k = top_k
         self.normalize_top_k = normalize_top_k
         self.forced_balance = False
+        self.recording = False
+        self.recorded = None
         self.register_buffer("bias", None, persistent=False)
 
     def use_bias(self) -> None:
@@ -57,7 +62,7 @@ class Router(nn.Module):
         """[..., H] -> logits [T, E], gates [T, K] and selected experts [T, K]; logits are fp32 or wider, also under
         autocast."""
         hidden_TH = hidden.reshape(-1, hidden.shape[-1])
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             logits_TE = F.linear(widened(hidden_TH), widened(self.weight))
             scores_TE = logits_TE.softmax(dim=-1)
             if self.forced_balance:
@@ -70,7 +75,15 @@ class Router(nn.Module):
                 gates_TK, selected_TK = scores_TE.topk(self.top_k, dim=-1)
             if self.normalize_top_k:
                 gates_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True)
+        # Not a hook: compiled code does not notice when a hook is added or removed.
+        if self.recording:
+            self.recorded = Routing(logits_TE, selected_TK)
         return logits_TE, gates_TK.to(hidden.dtype), selected_TK
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where no autocast acts, nothing: compiled code that switches it is not cached."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def widened(values: Tensor) -> Tensor:
@@ -90,24 +103,29 @@ class _AllRouted(Exception):
 
 @contextmanager
 def record_routing(model: nn.Module, *, stop: bool = False) -> Iterator[list[Routing]]:
-    """Collect a `Routing` of each layer, first layer first, from the forward pass inside the block.
+    """A list that holds, after the block, a `Routing` of each layer, first layer first, of the forward pass inside it.
 
     Recording ends with the block, so that the recomputation of activation checkpointing is not counted again. With
     `stop` the forward pass ends behind the last router, whose experts and what follows are not computed.
     """
-    recorded: list[Routing] = []
+    routing: list[Routing] = []
     routers = [module for module in model.modules() if isinstance(module, Router)]
-
-    def record(_module: nn.Module, _inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        recorded.append(Routing(logits_TE=output[0], selected_TK=output[2]))
-        if stop and len(recorded) == len(routers):
-            raise _AllRouted
-
-    handles = [router.register_forward_hook(record) for router in routers]
+    for router in routers:
+        router.recording = True
+    last = routers[-1].register_forward_hook(_stop) if stop else None
     try:
-        yield recorded
+        # The end behind the last router is an exception, which compiled code cannot raise.
+        with torch.compiler.set_stance("force_eager") if stop else nullcontext():
+            yield routing
     except _AllRouted:
         pass
     finally:
-        for handle in handles:
-            handle.remove()
+        if last is not None:
+            last.remove()
+        for router in routers:
+            routing += [router.recorded] if router.recorded else []
+            router.recording, router.recorded = False, None
+
+
+def _stop(_router: nn.Module, _inputs: tuple, _output: tuple) -> None:
+    raise _AllRouted
