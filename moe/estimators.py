@@ -26,6 +26,7 @@ from moe.model.objective import Objective
 from moe.progress import Progress
 from moe.scale import EstimatorsConfig, HardwareConfig, check_estimators
 from moe.settings import digest, read_json
+from moe.speed import keep_memory
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
 
 # L layers, S sequences, M measured steps, C candidates
@@ -84,6 +85,7 @@ def measure(
     progress = Progress(
         f"estimators on {run_folder.name}", run.train.steps, first_step, batch * run.data.sequence_length
     )
+    keep_memory()
     for step in range(first_step, run.train.steps):
         tokens_BN = batches.tokens(step)
         observed = (step + 1) % settings.every == 0

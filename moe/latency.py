@@ -20,6 +20,7 @@ from moe.model.build import load_model, routers
 from moe.model.objective import Objective
 from moe.scale import HardwareConfig, LatencyConfig, check_latency
 from moe.settings import read_json
+from moe.speed import compile_layers, keep_memory
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
 
 
@@ -31,7 +32,10 @@ def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardw
     Raises `ConfigError` where the prompt does not fit the run's sequences.
     """
     torch.set_num_threads(hardware.threads)
-    subjects = [_Subject(run_folder, data_folder, settings) for run_folder, data_folder in runs]
+    subjects = [
+        _Subject(run_folder, data_folder, settings, compile=hardware.compile) for run_folder, data_folder in runs
+    ]
+    keep_memory()
     device = provenance.device_name(subjects[0].device)
     record = provenance.stamp("moe-latency/1", device=device, threads=hardware.threads, settings=settings.model_dump())
     for repeat in range(settings.warmup + settings.repeats):
@@ -43,7 +47,7 @@ def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardw
 class _Subject:
     """One trained run under the stopwatch."""
 
-    def __init__(self, run_folder: Path, data_folder: Path, settings: LatencyConfig) -> None:
+    def __init__(self, run_folder: Path, data_folder: Path, settings: LatencyConfig, *, compile: bool) -> None:
         self.name = run_folder.name
         self.settings = settings
         config = read_json(RunConfig, run_folder / "config.json")
@@ -54,6 +58,8 @@ class _Subject:
         accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bf16" else "no")
         self.device = accelerator.device
         objective = Objective(load_model(run_folder / "model").to(self.device)).train()
+        if compile:
+            compile_layers(objective.model)
         self.train_step = Step(
             config,
             objective=objective,

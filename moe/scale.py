@@ -59,6 +59,9 @@ class HardwareConfig(Settings):
     """Processes of one training run, on one machine; they train together through Accelerate."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one process."""
+    compile: bool = False
+    """Let torch compile the layers: faster steps, for some seconds at the start of a run and a minute at that of the
+    first. Where no C++ compiler works, the log says so and the layers stay as they are."""
     memory_mb: int = Field(default=2000, ge=1)
     """Memory that one job is planned with."""
     tokens_per_second: float = Field(default=10_000, gt=0)

@@ -112,6 +112,10 @@ class Step:
         self.layout = layout
         self.skip_nonfinite = skip_nonfinite
         self.terms = config.balance.terms
+        if config.balance.bias:
+            for router in routers(objective.model):
+                if router.bias is None:
+                    router.use_bias()
         self.pool = WindowPool([pooling(term, config.train) for term in self.terms], layout, self._sum_over_ranks)
         self.skipped = torch.zeros((), device=accelerator.device)
         """Steps of the run that were skipped, a tensor that no step waits for."""

@@ -21,12 +21,13 @@ from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.interruption import Deferred, Stopped
-from moe.model.build import build_model, num_parameters, routers, save_model
+from moe.model.build import build_model, num_parameters, save_model
 from moe.model.nonfinite import locate
 from moe.model.objective import Objective
 from moe.progress import Progress
 from moe.scale import HardwareConfig
 from moe.settings import ConfigError, digest
+from moe.speed import compile_layers, keep_memory
 from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer, split_batch
 
 TIMES = ("tokens_per_second", "seconds")  # what a line of the log says of wall-clock time
@@ -66,11 +67,9 @@ def train(
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     objective = Objective(model.to(accelerator.device)).train()
-    if config.balance.bias:
-        for router in routers(model):
-            router.use_bias()
     optimizer = make_optimizer(settings, objective)
     first_step, state = load_checkpoint(state_folder, objective, optimizer)
+    compiled = hardware.compile and compile_layers(model)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     step_once = Step(
         config,
@@ -88,6 +87,7 @@ def train(
     tokens_per_step = settings.batch_sequences * config.data.sequence_length
     progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
     stop = Deferred()
+    keep_memory()
 
     for step in range(first_step, settings.steps):
         done = step + 1
@@ -123,7 +123,16 @@ def train(
         progress.close()
         skipped = int(step_once.skipped)
         _finish(
-            config, run, log.lines, data_folder, run_folder, objective, layout.num_ranks, accelerator.device, skipped
+            config,
+            run,
+            log.lines,
+            data_folder,
+            run_folder,
+            objective,
+            layout.num_ranks,
+            accelerator.device,
+            skipped,
+            compiled,
         )
         provenance.remove_folder(state_folder)
     stop.release()
@@ -182,6 +191,7 @@ def _finish(
     num_ranks: int,
     device: torch.device,
     skipped_steps: int,
+    compiled: bool,
 ) -> None:
     """Write the run's outputs, `train.json` last."""
     with provenance.complete_folder(run_folder / "model") as folder:
@@ -203,6 +213,7 @@ def _finish(
     record |= {
         "processes": num_ranks,
         "threads": torch.get_num_threads(),
+        "compiled": compiled,
         "steps": config.train.steps,
         "tokens": config.train.steps * config.train.batch_sequences * config.data.sequence_length,
         "skipped_steps": skipped_steps,

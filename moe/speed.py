@@ -1,0 +1,49 @@
+"""What makes the steps of one process fast, and changes nothing else: compiled layers, memory that is kept.
+
+Compiled code rounds in another order: runs are equal to the last bit only where `hardware.compile` is equal too.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import sys
+
+import torch
+from transformers import PreTrainedModel
+
+from moe.data.wheels import cache_folder
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BYTES = 1 << 30
+"""Free memory that a process keeps, and largest block that it would keep."""
+
+
+def keep_memory() -> None:
+    """Call it when all that lives to the end has been made. The collector no longer looks at it, and memory that a step
+    frees stays in the process: else the next step gets it back page by page, zeroed."""
+    gc.collect()
+    gc.freeze()
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def compile_layers(model: PreTrainedModel) -> bool:
+    """Let torch compile every decoder layer at its first call; false, and nothing done, where no compiler works.
+
+    Layers of one shape share their code, and it is kept in the cache folder for other runs.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    # Helper processes would outlive a process that is killed, and one core compiles while the others train.
+    torch._inductor.config.compile_threads = 1  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        torch.compile(torch.neg)(torch.zeros(1))
+    except Exception as error:  # a missing compiler or header is whatever the back end makes of it
+        reason = str(error).strip().split("\n")[0]
+        print(f"the layers are not compiled, which costs time alone: {reason}", file=sys.stderr)
+        return False
+    for module in (*model.model.layers, model.model.norm):
+        module.compile(dynamic=False)
+    return True
