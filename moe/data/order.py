@@ -24,7 +24,9 @@ class SampleOrder:
         self.num_sequences = num_sequences
         self.batch_sequences = batch_sequences
         self.seed = seed
-        self._block = [(d, i) for d, domain in enumerate(config.domains) for i in range(domain.weight)]
+        self._weights = np.array([domain.weight for domain in config.domains])
+        # Of each place of a block: its domain, and which of the domain's places it is.
+        self._block = np.array([(d, i) for d, weight in enumerate(self._weights) for i in range(weight)])
         self._permutation = lru_cache(maxsize=2 * len(num_sequences))(self._permuted)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,27 +35,31 @@ class SampleOrder:
         Purity 1: all segments of a sequence are of one domain and one packed sequence. Below it, each segment is
         replaced with probability 1 - purity by the same segment of a random sequence of a domain drawn from the mix.
         """
-        slots = range(step * self.batch_sequences, (step + 1) * self.batch_sequences)
-        rows = np.array([self._sample(slot) for slot in slots])
+        rows = self._samples(step * self.batch_sequences)
         rng = np.random.default_rng((self.seed, 0, step))
         rows = rows[rng.permutation(self.batch_sequences)]
         domains, sequences = (np.repeat(column[:, None], self.config.segments, axis=1) for column in rows.T)
         if self.config.purity < 1:
-            weights = np.array([domain.weight for domain in self.config.domains])
-            other = rng.choice(len(weights), size=domains.shape, p=weights / weights.sum())
+            other = rng.choice(len(self._weights), size=domains.shape, p=self._weights / self._weights.sum())
             number = rng.integers(np.array(self.num_sequences)[other])
             replaced = rng.random(domains.shape) >= self.config.purity
             domains, sequences = np.where(replaced, other, domains), np.where(replaced, number, sequences)
         return domains, sequences
 
-    def _sample(self, slot: int) -> tuple[int, int]:
-        """Domain and sequence number of one slot."""
-        block, place = divmod(slot, len(self._block))
-        order = np.random.default_rng((self.seed, 1, block)).permutation(len(self._block))
-        domain, turn = self._block[order[place]]
-        use = block * self.config.domains[domain].weight + turn
-        epoch, index = divmod(use, self.num_sequences[domain])
-        return domain, int(self._permutation(domain, epoch)[index])
+    def _samples(self, start: int) -> np.ndarray:
+        """Domain and sequence number [B, 2] of the slots from `start` on."""
+        size = len(self._block)
+        first, stop = start // size, -(-(start + self.batch_sequences) // size)
+        # A generator costs more than all else: one per block, not one per slot.
+        orders = [np.random.default_rng((self.seed, 1, block)).permutation(size) for block in range(first, stop)]
+        slots = np.arange(start, start + self.batch_sequences)
+        domains, turns = self._block[np.concatenate(orders)[slots - first * size]].T
+        uses = slots // size * self._weights[domains] + turns
+        epochs, sequences = np.divmod(uses, np.array(self.num_sequences)[domains])
+        for domain, epoch in set(zip(domains.tolist(), epochs.tolist(), strict=True)):
+            chosen = (domains == domain) & (epochs == epoch)
+            sequences[chosen] = self._permutation(domain, epoch)[sequences[chosen]]
+        return np.stack([domains, sequences], axis=1)
 
     def _permuted(self, domain: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 2, domain, epoch)).permutation(self.num_sequences[domain])

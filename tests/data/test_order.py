@@ -1,7 +1,11 @@
 """The sample order is a pure function of (seed, step), in proportion and without repetition."""
 
+import hashlib
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe.config import DataConfig
 from moe.data.order import SampleOrder, read_batch
@@ -13,6 +17,35 @@ def order(weights: list[int], sizes: list[int], *, batch: int = 6, seed: int = 0
     domains = [{"name": f"d{i}", "source": source, "weight": weight} for i, weight in enumerate(weights)]
     config = parse(DataConfig, {"domains": domains, "purity": purity, "sequence_length": 16}, "test")
     return SampleOrder(config, sizes, batch_sequences=batch, seed=seed)
+
+
+def sample(weights: list[int], sizes: list[int], seed: int, slot: int) -> tuple[int, int]:
+    """The definition, one slot at a time: domain and sequence number."""
+    places = [(domain, turn) for domain, weight in enumerate(weights) for turn in range(weight)]
+    block, place = divmod(slot, len(places))
+    domain, turn = places[np.random.default_rng((seed, 1, block)).permutation(len(places))[place]]
+    epoch, index = divmod(block * weights[domain] + turn, sizes[domain])
+    return domain, int(np.random.default_rng((seed, 2, domain, epoch)).permutation(sizes[domain])[index])
+
+
+@given(
+    domains=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), min_size=1, max_size=5),
+    batch=st.integers(1, 50),
+    seed=st.integers(0, 2**31),
+    step=st.integers(0, 10) | st.integers(0, 10**6),
+)
+def test_a_batch_is_its_slots_one_by_one(domains: list[tuple[int, int]], batch: int, seed: int, step: int) -> None:
+    weights, sizes = ([pair[i] for pair in domains] for i in range(2))
+    expected = [sample(weights, sizes, seed, slot) for slot in range(step * batch, (step + 1) * batch)]
+    drawn = order(weights, sizes, batch=batch, seed=seed).batch(step)
+    assert sorted(zip(*(a[:, 0].tolist() for a in drawn), strict=True)) == sorted(expected)
+
+
+@pytest.mark.parametrize(("purity", "digest"), [(1.0, "e94759cb53ba82a9"), (0.5, "327164af030dccb1")])
+def test_samples_are_those_that_published_runs_have_seen(purity: float, digest: str) -> None:
+    samples = order([3, 1, 2], [50, 7, 1000], batch=48, seed=4, purity=purity)
+    content = b"".join(a.astype("<i8").tobytes() for step in (0, 1, 2, 449, 100_000) for a in samples.batch(step))
+    assert hashlib.sha256(content).hexdigest()[:16] == digest
 
 
 def test_a_step_is_the_same_whether_or_not_the_steps_before_it_were_asked_for() -> None:
