@@ -99,6 +99,24 @@ def test_biomedical_records_without_an_abstract_and_translations_are_left_out(tm
     assert read("biomedical", tmp_path, biomedical_members(records)) == ["On E. coli\n\nH2O.\n\nEnd."]
 
 
+def test_biomedical_records_are_whole_wherever_a_block_of_the_file_ends(tmp_path: Path) -> None:
+    def record(number: int) -> bytes:
+        title, abstract = f"<ArticleTitle>&#233; {number}</ArticleTitle>", f"<AbstractText>é{number}</AbstractText>"
+        authors = f"<AuthorList>{'<Author>A</Author>' * (number % 90)}</AuthorList>"
+        return f"<PubmedArticle>{title}{authors}<Abstract>{abstract}</Abstract></PubmedArticle>\n".encode()
+
+    records = b"".join(map(record, range(4000)))
+    assert len(records) > 3 << 20
+    found = read("biomedical", tmp_path, biomedical_members(b"<PubmedArticleSet>" + records + b"</PubmedArticleSet>"))
+    assert found == [f"é {number}\n\né{number}" for number in range(4000)]
+
+
+@pytest.mark.parametrize("end", [b"", b"<PubmedArticle><Article", b"</PubmedArticle></PubmedArticleSet>"])
+def test_xml_that_is_not_whole_is_refused(tmp_path: Path, end: bytes) -> None:
+    with pytest.raises(ElementTree.ParseError):
+        read("biomedical", tmp_path, biomedical_members(b"<PubmedArticleSet><PubmedArticle></PubmedArticle>" + end))
+
+
 def test_gzip_bomb_inside_a_wheel_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels.Bounded.__init__, "__defaults__", (100_000,))
     with pytest.raises(ConfigError, match=r"pubmed20n0014.xml.gz: unpacks to more than 100,000 bytes"):
