@@ -13,7 +13,7 @@ equal folders, byte for byte.
 import json
 import os
 from collections.abc import Iterable, Iterator
-from itertools import tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +55,24 @@ class TokenFile:
 
     def flush(self) -> None:
         """Tokenise and write what was added."""
-        pieces, texts = [], []
-        for text, ids in zip(self._batch, encode(self._tokenizer, self._batch), strict=True):
-            piece = np.array([*ids, self._tokenizer.eos_token_id][: self.left], dtype=_dtype(len(self._sizes)))
-            if not len(piece):
+        ids, count, lines = [], 0, []
+        for text, found in zip(self._batch, encode(self._tokenizer, self._batch), strict=True):
+            if count >= self.left:
                 break
-            self.left -= len(piece)
-            pieces.append(piece.tobytes())
-            texts.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            self.documents += 1
-            self.bytes += int(self._sizes[piece].sum())
+            found.append(self._tokenizer.eos_token_id)
+            ids.append(found)
+            count += len(found)
+            if self._texts:
+                lines.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        tokens = np.fromiter(chain.from_iterable(ids), dtype=_dtype(len(self._sizes)), count=min(count, self.left))
+        self.left -= len(tokens)
+        self.documents += len(ids)
+        self.bytes += int(self._sizes[tokens].sum())
         with self.path.open("ab") as file:
-            file.writelines(pieces)
+            file.write(tokens.tobytes())
         if self._texts:
             with self._texts.open("a", encoding="utf-8", newline="\n") as file:
-                file.writelines(texts)
+                file.writelines(lines)
         self._batch, self._batch_bytes = [], 0
 
     def entry(self) -> dict[str, Any]:
