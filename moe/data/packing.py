@@ -59,9 +59,8 @@ class TokenFile:
         for text, found in zip(self._batch, encode(self._tokenizer, self._batch), strict=True):
             if count >= self.left:
                 break
-            found.append(self._tokenizer.eos_token_id)
-            ids.append(found)
-            count += len(found)
+            ids.append([*found, self._tokenizer.eos_token_id])
+            count += len(ids[-1])
             if self._texts:
                 lines.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
         tokens = np.fromiter(chain.from_iterable(ids), dtype=_dtype(len(self._sizes)), count=min(count, self.left))

@@ -93,8 +93,9 @@ def biomedical(wheel: ZipFile) -> Iterator[str]:
         parser = ElementTree.XMLPullParser()
         for piece in _titles_and_abstracts(read_gzip(wheel, name)):
             parser.feed(piece)
-            for _, element in parser.read_events():
-                if element.tag != "PubmedArticle":
+            for event in parser.read_events():
+                element = event[-1]
+                if not isinstance(element, ElementTree.Element) or element.tag != "PubmedArticle":
                     continue
                 paragraphs = ["".join(part.itertext()) for part in element.iterfind(".//Abstract/AbstractText")]
                 title = "".join("".join(part.itertext()) for part in element.iterfind(".//ArticleTitle"))
@@ -102,17 +103,6 @@ def biomedical(wheel: ZipFile) -> Iterator[str]:
                 if paragraphs:
                     yield "\n\n".join([title, *paragraphs])
         parser.close()
-
-
-def _titles_and_abstracts(stream: Bounded) -> Iterator[bytes]:
-    """The XML in pieces, its records reduced to titles and abstracts: a parser takes ten times as long for the rest."""
-    rest = b""
-    while block := stream.read(1 << 20):
-        *records, rest = (rest + block).split(b"</PubmedArticle>")
-        for record in records:
-            head, start, content = record.partition(b"<PubmedArticle>")
-            yield b"".join([head, start, *TITLE_OR_ABSTRACT.findall(content), b"</PubmedArticle>"])
-    yield rest
 
 
 def kjv(wheel: ZipFile) -> Iterator[str]:
@@ -133,6 +123,17 @@ def python_code(wheel: ZipFile) -> Iterator[str]:
 def _cut(text: str) -> str:
     end = text.find("\n", DOCUMENT_CHARACTERS)
     return text if end < 0 else text[:end]
+
+
+def _titles_and_abstracts(stream: Bounded) -> Iterator[bytes]:
+    """The XML in pieces, its records reduced to titles and abstracts: a parser takes ten times as long for the rest."""
+    rest = b""
+    while block := stream.read(1 << 20):
+        *records, rest = (rest + block).split(b"</PubmedArticle>")
+        for record in records:
+            head, start, content = record.partition(b"<PubmedArticle>")
+            yield b"".join([head, start, *TITLE_OR_ABSTRACT.findall(content), b"</PubmedArticle>"])
+    yield rest
 
 
 def _text_column(content: bytes) -> Iterator[str]:
