@@ -42,7 +42,8 @@ def contrast_sentences(records: Records, experiment: str) -> list[str]:
     """One sentence for each contrast of the experiment."""
     runs = measures.run_frame(records, experiment)
     pairs = records.contrasts(experiment)
-    return [comparison(*pair, measures.arm_difference(runs, "heldout_nats", *pair)) for pair in pairs]
+    differences = measures.arm_differences(runs, "heldout_nats", pairs)
+    return [comparison(*pair, difference) for pair, difference in zip(pairs, differences, strict=True)]
 
 
 def window_claim(records: Records, experiment: str) -> tuple[Verdict, str] | None:

@@ -18,9 +18,11 @@ def headline_table(records: Records, experiment: str) -> Table:
     """Every arm: held-out loss, its paired difference to the reference arm, and the measures of the routing."""
     frame, reference = measures.run_frame(records, experiment), records.reference(experiment)
     rows, shown = [], []
-    for arm, runs in frame.groupby("arm", sort=False):
+    contrasts = [(arm, reference) for arm in records.arms(experiment)]
+    differences = measures.arm_differences(frame, "heldout_nats", contrasts)
+    for (arm, runs), difference in zip(frame.groupby("arm", sort=False), differences, strict=True):
+        difference = None if arm == reference else difference
         means = {measure: float(runs[measure].mean()) for measure in measures.RUN_MEASURES}
-        difference = None if arm == reference else measures.arm_difference(frame, "heldout_nats", str(arm), reference)
         windows = runs["windows"].iloc[0]
         head = {"arm": arm, "windows": windows, "seeds": len(runs)}
         rows.append(head | means | _difference_columns(difference) | {"status": "measured"})
@@ -54,7 +56,7 @@ def contrast_table(records: Records, experiment: str) -> Table:
     frame, contrasts = measures.run_frame(records, experiment), records.contrasts(experiment)
     rows, shown = [], []
     for measure, title in measures.RUN_MEASURES.items():
-        differences = [measures.arm_difference(frame, measure, *pair) for pair in contrasts]
+        differences = measures.arm_differences(frame, measure, contrasts)
         adjusted = holm([difference.p if difference else None for difference in differences])
         for (first, second), difference, p_holm in zip(contrasts, differences, adjusted, strict=True):
             head = {"measure": measure, "first": first, "second": second}

@@ -43,9 +43,10 @@ def window_figure(
                 x, row.to_numpy(), color="#b8b8b8", linewidth=0.9, marker=".", markersize=5, label=label, zorder=2
             )
         ours.plot(x, means[arms].to_numpy(), color="#444444", linewidth=1.6, zorder=3)
-    for arm, x in placed.items():
+    differences = measures.arm_differences(runs, "heldout_nats", [(arm, reference) for arm in placed])
+    for (arm, x), difference in zip(placed.items(), differences, strict=True):
         style = styles[arm]
-        difference = None if arm == reference else measures.arm_difference(runs, "heldout_nats", arm, reference)
+        difference = None if arm == reference else difference
         half = difference.high - difference.mean if difference and difference.high is not None else None
         if arm in others:
             ours.plot([x] * len(losses), losses[arm], color="#b8b8b8", linestyle="", marker=".", markersize=5, zorder=2)
@@ -90,14 +91,14 @@ def difference_figure(runs: pd.DataFrame, reference: str, styles: dict[str, ArmS
     axes = figure.subplots()
     losses = runs.pivot(index="seed", columns="arm", values="heldout_nats")
     axes.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
-    for y, arm in enumerate(arms):
+    differences = measures.arm_differences(runs, "heldout_nats", [(arm, reference) for arm in arms])
+    for y, (arm, difference) in enumerate(zip(arms, differences, strict=True)):
         style = styles[arm]
         if arm == reference:
             axes.plot(0, y, color=style.colour, marker=style.marker, markersize=8, linestyle="")
             continue
         seeds = (losses[arm] - losses[reference]).dropna()
         axes.plot(seeds, [y] * len(seeds), color="#a8a8a8", marker=".", linestyle="", markersize=7)
-        difference = measures.arm_difference(runs, "heldout_nats", arm, reference)
         if difference:
             half = difference.high - difference.mean if difference.high is not None else None
             axes.errorbar(
@@ -183,38 +184,48 @@ def latency_figure(timing: pd.DataFrame, steps: pd.DataFrame, styles: dict[str, 
     return figure
 
 
+def _shown(records: Records, experiment: str) -> tuple[dict[str, ArmStyle], str]:
+    """Styles of the arms that a figure has room for, and what its caption says where that is not all of them."""
+    styles, arms = arm_styles(measures.shown_arms(records, experiment)), records.arms(experiment)
+    chosen = "the reference, those of the contrasts and the lowest held-out losses"
+    return styles, f"Shown are {len(styles)} of {len(arms)} arms: {chosen}. " * (len(styles) < len(arms))
+
+
 def headline_drawing(records: Records, experiment: str) -> Drawing:
     """The result of an experiment in one picture: a curve where the arms differ in their window, else differences."""
     runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
-    arms = records.arms(experiment)
-    styles, seeds = arm_styles(list(arms)), runs["seed"].nunique()
-    curves = measures.window_groups(records, experiment)
+    styles, room = _shown(records, experiment)
+    seeds = runs["seed"].nunique()
+    curves = [[place for place in curve if place[1] in styles] for curve in measures.window_groups(records, experiment)]
+    curves = [curve for curve in curves if curve]
     how = (
         f"Bars: 95 % t interval of the difference to “{reference}”, paired over {text.seeds(seeds)}, around the mean"
         if seeds > 1
         else "One seed: no interval"
     )
     answers = text.paper_note(records.table.experiments[experiment].paper)
-    alt = " ".join(claims.contrast_sentences(records, experiment)) or "Held-out loss of one arm."
+    said = claims.contrast_sentences(records, experiment)[: measures.MOST_ARMS]
+    alt = " ".join(said) or "Held-out loss of one arm."
     title = "Held-out loss and balance window" if curves else "Held-out loss of every arm"
     if curves:
         drawn = {arm for curve in curves for _, arm in curve}
         others = {}
-        for arm, seed_runs in arms.items():
-            run = next(iter(seed_runs.values()))
+        for arm in styles:
+            run = next(iter(records.arms(experiment)[arm].values()))
             if arm not in drawn and run.windows:
                 heaviest = max(zip(run.config.balance.terms, run.windows, strict=True), key=lambda pair: pair[0].weight)
                 others[arm] = heaviest[1]
         figure = window_figure(runs, curves, others, reference, styles)
         caption = (
             "Held-out loss, mean over domains, against the sequences that a balance loss pools its counts over. Grey: "
-            f"one line a seed. {how}. Arms with several losses stand beside the window of their heaviest. Lower panel: "
-            f"the printed points of the paper's curve, one run each. {answers}"
+            f"one line a seed. {how}. {room}Arms with several losses stand beside the window of their heaviest. Lower "
+            f"panel: the printed points of the paper's curve, one run each. {answers}"
         )
     else:
         figure = difference_figure(runs, reference, styles)
         caption = (
-            f"Held-out loss, mean over domains, minus that of “{reference}”. Grey: one point a seed. {how}. {answers}"
+            f"Held-out loss, mean over domains, minus that of “{reference}”. Grey: one point a seed. {how}. "
+            f"{room}{answers}"
         )
     data = (f"{experiment}-runs", "paper") if curves else (f"{experiment}-runs",)
     return Drawing("headline", experiment, "experiment", title, caption, alt, data, figure)
@@ -223,15 +234,17 @@ def headline_drawing(records: Records, experiment: str) -> Drawing:
 def training_drawing(records: Records, experiment: str) -> Drawing:
     """Training curves of every arm."""
     curves = measures.curve_frame(records, experiment)
+    styles, room = _shown(records, experiment)
+    curves = curves[curves["arm"].isin(list(styles))]
     caption = (
         f"Mean over seeds, band from the lowest to the highest of {text.seeds(curves['seed'].nunique())}, no interval; "
         "the axes fit the last 90 % of the steps. Balance loss: the first term of each arm, mean over layers, each "
-        "over its own window, so levels of different windows are not comparable; MaxVio is. "
+        f"over its own window, so levels of different windows are not comparable; MaxVio is. {room}"
         f"{text.paper_note('Figure 3')}"
     )
     last = curves[curves["step"] == curves["step"].max()].groupby("arm", sort=False)["lm_loss"].mean()
     alt = "LM loss at the last step: " + "; ".join(f"{arm} {text.number(value)}" for arm, value in last.items()) + "."
-    figure = training_figure(curves, records.reference(experiment), arm_styles(list(records.arms(experiment))))
+    figure = training_figure(curves, records.reference(experiment), styles)
     return Drawing(
         "training", experiment, "experiment", "Training curves", caption, alt, (f"{experiment}-curves",), figure
     )
@@ -243,11 +256,13 @@ def latency_drawing(records: Records, experiment: str) -> Drawing | None:
     timing = timing.dropna(subset=["train_step_ms"])
     if timing.empty:
         return None
+    styles, room = _shown(records, experiment)
     timed = set(timing["arm"])
-    styles = {arm: style for arm, style in arm_styles(list(records.arms(experiment))).items() if arm in timed}
+    styles = {arm: style for arm, style in styles.items() if arm in timed}
+    timing = timing[timing["arm"].isin(list(styles))]
     caption = (
         f"Medians of {text.seeds(timing['seed'].nunique())} per arm, warm-up excluded; intervals of the ratios are in "
-        "the table. Forced-balanced: the same model with equal loads, what perfect balance would give. "
+        f"the table. Forced-balanced: the same model with equal loads, what perfect balance would give. {room}"
         f"{text.paper_note('Table 5')}"
     )
     medians = timing.groupby("arm", sort=False)["train_step_ms"].median()

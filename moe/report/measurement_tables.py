@@ -92,10 +92,11 @@ def latency_table(records: Records, experiment: str) -> Table:
     frame, reference = measures.latency_frame(records, experiment), records.reference(experiment)
     steps = measures.step_frame(records, experiment)
     steps = steps.assign(log_seconds=steps["seconds"].map(math.log))
+    contrasts = [(arm, reference) for arm in records.arms(experiment)]
+    ratios = measures.arm_differences(steps, "log_seconds", contrasts, pairs=("seed", "repetition"))
     rows, shown = [], []
-    for arm, runs in frame.groupby("arm", sort=False):
+    for (arm, runs), ratio in zip(frame.groupby("arm", sort=False), ratios, strict=True):
         means = runs.drop(columns=["arm", "seed"]).median()
-        ratio = measures.arm_difference(steps, "log_seconds", str(arm), reference, pairs=("seed", "repetition"))
         rows.append(
             {
                 "arm": arm,

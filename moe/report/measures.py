@@ -5,6 +5,8 @@ Every frame starts with `arm` and `seed`. What a run does not have is NaN here a
 
 import math
 import re
+from collections.abc import Collection, Iterable
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,10 @@ RUN_MEASURES = {
     "max_vio": "MaxVio",
 }
 """Measures of one run and their names in tables. The last three are means over layers of the held-out routing."""
+
+
+MOST_ARMS = 21
+"""Arms that can be told apart in one figure: as many have a style of their own."""
 
 
 def _runs(records: Records, experiment: str) -> list[tuple[str, int, Run]]:
@@ -62,7 +68,7 @@ def domain_frame(records: Records, experiment: str) -> pd.DataFrame:
 
 def layer_frame(records: Records, experiment: str) -> pd.DataFrame:
     """One row per run and layer: measures of specialisation and load on the held-out text."""
-    frames = []
+    rows = []
     for arm, seed, run in _runs(records, experiment):
         routing = run.routing
         frequency = specialisation.selection_frequency(routing.counts_DLE)
@@ -70,18 +76,16 @@ def layer_frame(records: Records, experiment: str) -> pd.DataFrame:
         load = frequency.mean(axis=0)
         several = len(routing.domains) > 1
         columns = {
-            "arm": arm,
-            "seed": seed,
-            "layer": np.arange(len(load)),
-            "divergence": specialisation.pairwise_divergence(frequency) if several else np.nan,
+            "divergence": specialisation.pairwise_divergence(frequency) if several else np.full(len(load), np.nan),
             "information": specialisation.mutual_information(frequency),
             "top_k_score_sum": specialisation.top_k_score_sum(routing.scores_DLE, routing.tokens_D).mean(axis=0),
             "largest_frequency": frequency.max(axis=-1).mean(axis=0),
             "max_vio": specialisation.max_violation(load),
             "load_entropy": specialisation.load_entropy(load),
         }
-        frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
+        for layer, values in enumerate(zip(*columns.values(), strict=True)):
+            rows.append({"arm": arm, "seed": seed, "layer": layer, **dict(zip(columns, values, strict=True))})
+    return pd.DataFrame(rows)
 
 
 def score_frame(records: Records, experiment: str) -> pd.DataFrame:
@@ -96,17 +100,28 @@ def score_frame(records: Records, experiment: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def selection_frame(records: Records, experiment: str) -> pd.DataFrame:
-    """One row per run, layer, domain and expert: the share of the domain's selections that chose the expert."""
+def selection_frame(records: Records, experiment: str, arms: Collection[str] = ()) -> pd.DataFrame:
+    """One row per run, layer, domain and expert: the share of the domain's selections that chose the expert.
+
+    Of `arms` alone, where some are named: it is the largest of the frames.
+    """
     frames = []
     for arm, seed, run in _runs(records, experiment):
+        if arms and arm not in arms:
+            continue
         frequency = specialisation.selection_frequency(run.routing.counts_DLE)
-        names = [run.routing.domains, *(range(size) for size in frequency.shape[1:])]
-        index = pd.MultiIndex.from_product(names, names=["domain", "layer", "expert"])
-        frame = pd.DataFrame({"selection_frequency": frequency.ravel()}, index=index).reset_index()
-        frames.append(frame.assign(arm=arm, seed=seed, uniform=1 / frequency.shape[-1]))
-    frame = pd.concat(frames, ignore_index=True)
-    return frame[["arm", "seed", "layer", "domain", "expert", "selection_frequency", "uniform"]]
+        domain, layer, expert = (index.ravel() for index in np.indices(frequency.shape))
+        columns = {
+            "arm": arm,
+            "seed": seed,
+            "layer": layer,
+            "domain": np.array(run.routing.domains, dtype=object)[domain],
+            "expert": expert,
+            "selection_frequency": frequency.ravel(),
+            "uniform": 1 / frequency.shape[-1],
+        }
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
 
 
 def curve_frame(records: Records, experiment: str) -> pd.DataFrame:
@@ -206,14 +221,28 @@ def step_frame(records: Records, experiment: str) -> pd.DataFrame:
 def arm_difference(
     frame: pd.DataFrame, measure: str, first: str, second: str, *, pairs: tuple[str, ...] = ("seed",)
 ) -> PairedDifference | None:
-    """Difference of two arms in a column, paired over the seeds that both have; None where they share no seed.
+    """`arm_differences` of two arms."""
+    return arm_differences(frame, measure, [(first, second)], pairs=pairs)[0]
+
+
+def arm_differences(
+    frame: pd.DataFrame, measure: str, contrasts: Iterable[tuple[str, str]], *, pairs: tuple[str, ...] = ("seed",)
+) -> list[PairedDifference | None]:
+    """First minus second arm of each contrast in a column, paired over the seeds that both have; None without any.
 
     `frame` has one row per arm and value of the `pairs` columns; rows without a value are left out.
     """
-    known = frame.dropna(subset=[measure]).set_index(list(pairs))
-    a, b = (known.loc[known["arm"] == arm, measure] for arm in (first, second))
-    both = a.index.intersection(b.index)
-    return paired_difference(a[both].tolist(), b[both].tolist()) if len(both) else None
+    known = frame.dropna(subset=[measure])
+    values: dict[str, dict[Any, float]] = {}
+    for arm, pair, value in zip(
+        known["arm"], zip(*(known[name] for name in pairs), strict=True), known[measure], strict=True
+    ):
+        values.setdefault(arm, {})[pair] = value
+    differences = []
+    for a, b in ((values.get(first, {}), values.get(second, {})) for first, second in contrasts):
+        both = sorted(a.keys() & b.keys())
+        differences.append(paired_difference([a[i] for i in both], [b[i] for i in both]) if both else None)
+    return differences
 
 
 def window_groups(records: Records, experiment: str) -> list[list[tuple[int, str]]]:
@@ -231,6 +260,21 @@ def window_groups(records: Records, experiment: str) -> list[list[tuple[int, str
             groups.setdefault(rest, []).append((run.windows[0], arm))
     curves = [sorted(group) for group in groups.values()]
     return curves if any(group[0][0] != group[-1][0] for group in curves) else []
+
+
+def shown_arms(records: Records, experiment: str) -> list[str]:
+    """Arms that a figure has room for, in the order of the experiment: of more than `MOST_ARMS` the reference, the end
+    arms, those of the contrasts, those of the longest curve over the window, then those of the lowest held-out loss."""
+    arms = list(records.arms(experiment))
+    if len(arms) <= MOST_ARMS:
+        return arms
+    losses = run_frame(records, experiment).groupby("arm", sort=False)["heldout_nats"].mean()
+    contrasts = records.table.experiments[experiment].contrasts
+    curve = max(window_groups(records, experiment), key=len, default=[])
+    ends = end_arms(records, experiment)
+    first = [records.reference(experiment), *ends, *chain(*contrasts), *(arm for _, arm in curve)]
+    chosen = set(islice(dict.fromkeys([*first, *losses.sort_values(kind="stable").index]), MOST_ARMS))
+    return [arm for arm in arms if arm in chosen]
 
 
 def end_arms(records: Records, experiment: str) -> tuple[str, str]:

@@ -5,12 +5,14 @@ files beside `runs.json` may be absent: without `latency.json`, or for a run tha
 without `estimators.json` nothing is said of estimators.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.lib
+import pyarrow.parquet
 from pydantic import TypeAdapter, ValidationError
 
 from moe.config import RunConfig, window_sequences
@@ -25,6 +27,8 @@ from moe.report.record_types import (
     TrainRecord,
 )
 from moe.settings import ConfigError
+
+ROUTING_COLUMNS = ["domain", "layer", "expert", "tokens", "top_k_score_sum"]
 
 
 class Routing:
@@ -85,7 +89,7 @@ class Records:
         self.estimators: EstimatorsRecord | None = _optional(EstimatorsRecord, folder / "estimators.json", remedy)
         timings = self.latency.runs if self.latency else {}
         rows = {row.run: row for row in self.table.runs}
-        self.runs = {
+        self.runs: dict[str, Run] = {
             name: Run(runs / name, row.seed, row.data, timings.get(name), remedy) for name, row in rows.items()
         }
         for name, experiment in self.table.experiments.items():
@@ -142,16 +146,23 @@ def _lines(schema: Any, path: Path, remedy: str) -> list[Any]:
 
 def _routing(path: Path, top_k: int, remedy: str) -> Routing:
     try:
-        return Routing(pd.read_parquet(path), top_k)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return Routing(file.read(ROUTING_COLUMNS).to_pandas(), top_k)
     except FileNotFoundError:
         raise ConfigError(f"{path}: missing; make it with: {remedy}") from None
     except (OSError, pyarrow.lib.ArrowException, KeyError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}", remedy) from None
 
 
+@cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    """The validator of a type: making one takes longer than to check a line with it."""
+    return TypeAdapter(schema)
+
+
 def _validated(schema: Any, text: str, path: Path, remedy: str) -> Any:
     try:
-        return TypeAdapter(schema).validate_json(text)
+        return _adapter(schema).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -13,7 +13,7 @@ from moe.report import measures, text
 from moe.report.records import Records
 from moe.report.style import COLOUR_MAP, WIDTH, ArmStyle, Drawing, arm_styles, legend_below, uniform_line
 
-MOST_ARMS = 7
+MOST_LINES = 7
 """Lines in one panel; with more arms a panel shows the two end arms alone."""
 
 
@@ -145,27 +145,24 @@ def _label_grid(figure: Figure, panels: list[Axes], x: str, y: str) -> None:
     figure.supylabel(y, fontsize=10)
 
 
-def _ends(records: Records, experiment: str) -> tuple[tuple[str, str], dict[str, ArmStyle]]:
-    return measures.end_arms(records, experiment), arm_styles(list(records.arms(experiment)))
-
-
 def _few(records: Records, experiment: str) -> dict[str, ArmStyle]:
-    ends, styles = _ends(records, experiment)
-    return styles if len(styles) <= MOST_ARMS else {arm: styles[arm] for arm in ends}
+    arms = list(records.arms(experiment))
+    return arm_styles(arms if len(arms) <= MOST_LINES else list(measures.end_arms(records, experiment)))
 
 
-def _middle_layer(selection: pd.DataFrame, ends: tuple[str, str]) -> tuple[pd.DataFrame, int, int]:
-    """Rows of the end arms in the middle layer, the layer and their first common seed."""
-    layer = (selection["layer"].max() + 1) // 2
-    rows = selection[selection["arm"].isin(ends) & (selection["layer"] == layer)]
+def _middle_layer(records: Records, experiment: str, ends: tuple[str, str]) -> tuple[pd.DataFrame, int, int]:
+    """Selections of the end arms in the middle layer, the layer and their first common seed."""
+    selection = measures.selection_frame(records, experiment, ends)
+    layer = (selection.groupby("arm")["layer"].max().min() + 1) // 2
+    rows = selection[selection["layer"] == layer]
     seeds = [set(rows.loc[rows["arm"] == arm, "seed"]) for arm in ends]
     return rows, int(layer), min(seeds[0] & seeds[1] or seeds[0])
 
 
 def heatmap_drawing(records: Records, experiment: str) -> Drawing:
     """Selection frequency of every domain and expert in the two end arms."""
-    ends, _ = _ends(records, experiment)
-    rows, layer, seed = _middle_layer(measures.selection_frame(records, experiment), ends)
+    ends = measures.end_arms(records, experiment)
+    rows, layer, seed = _middle_layer(records, experiment, ends)
     caption = (
         f"Selection frequency on held-out text, layer {layer} (the middle one), seed {seed}: one run for each arm, no "
         f"interval. Each row sums to 1; dashed on the colour bar: the uniform level 1/E. {text.paper_note('Figure 1')}"
@@ -180,8 +177,8 @@ def heatmap_drawing(records: Records, experiment: str) -> Drawing:
 
 def profile_drawing(records: Records, experiment: str) -> Drawing:
     """How concentrated each domain's selections are, as in the paper's Figure 1b."""
-    ends, styles = _ends(records, experiment)
-    rows, layer, _ = _middle_layer(measures.selection_frame(records, experiment), ends)
+    ends = measures.end_arms(records, experiment)
+    rows, layer, _ = _middle_layer(records, experiment, ends)
     seeds = rows["seed"].nunique()
     caption = (
         f"Selection frequency of each domain's experts in layer {layer}, ranked in every run; bars: mean over "
@@ -193,7 +190,7 @@ def profile_drawing(records: Records, experiment: str) -> Drawing:
         + "; ".join(f"{arm} {busiest[arm]:.2f}" for arm in ends)
         + "."
     )
-    figure = profile_figure(rows, ends, styles)
+    figure = profile_figure(rows, ends, _few(records, experiment))
     title = "How concentrated the choices are"
     return Drawing("profile", experiment, "routing", title, caption, alt, (f"{experiment}-selection",), figure)
 

@@ -51,7 +51,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """Colour, marker and line of one arm, the same in every figure of its experiment."""
+    """Colour, marker and line of one arm, the same in every figure of its experiment that shows the same arms."""
 
     colour: str
     marker: str
