@@ -27,6 +27,9 @@ class EvaluationConfig(Settings):
 class LatencyConfig(Settings):
     """How step time and inference latency are measured."""
 
+    arms: int = Field(default=32, ge=1)
+    """Arms of an experiment that are timed at most, the reference and those of its contrasts first: all models are in
+    memory at once, so that they run side by side."""
     warmup: int = Field(default=2, ge=0)
     """Repetitions that are run first and not counted."""
     repeats: int = Field(default=5, ge=1)

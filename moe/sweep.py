@@ -66,13 +66,28 @@ class Plan:
 
     @cached_property
     def timed(self) -> list[str]:
-        """Runs whose latency is measured: every arm at the first seed."""
-        return list(dict.fromkeys(row.run for row in self.rows if row.seed == self.scale.seeds[0]))
+        """Runs whose latency is measured: at the first seed every arm, or as many as `latency.arms` allows."""
+        runs = []
+        for name, experiment in self.experiments.items():
+            arms = {row.arm: row.run for row in self._first_seed if row.experiment == name}
+            # Without contrasts the first arm is the reference; of a contrast the second is.
+            first = itertools.chain.from_iterable((b, a) for a, b in experiment.contrasts)
+            chosen = set(itertools.islice(dict.fromkeys([*first, *arms]), self.scale.latency.arms))
+            runs += [run for arm, run in arms.items() if arm in chosen]
+        return list(dict.fromkeys(runs))
+
+    @cached_property
+    def _first_seed(self) -> list[Row]:
+        return [row for row in self.rows if row.seed == self.scale.seeds[0]]
 
     @cached_property
     def widest(self) -> str:
-        """The run that estimators are compared on: of the timed ones, the first with the widest window."""
-        return max(self.timed, key=lambda run: max((int(t.window) for t in self.configs[run].balance.terms), default=0))
+        """The run that estimators are compared on: at the first seed, the first with the widest window."""
+        windows = {
+            row.run: max((int(term.window) for term in self.configs[row.run].balance.terms), default=0)
+            for row in self._first_seed
+        }
+        return max(windows, key=lambda run: windows[run])
 
     def record(self) -> dict[str, Any]:
         """Content of `results/<scale>/runs.json`."""
