@@ -1,5 +1,6 @@
 """Plans: which runs there are, what they are called, and which mistakes are refused before the first job."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from moe.scale import Experiment, Scale
 from moe.settings import ConfigError
-from moe.sweep import Plan, load_experiment, load_plan, resolve
+from moe.sweep import Plan, configure, load_experiment, load_plan, resolve
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,6 +166,59 @@ def test_an_experiment_that_is_listed_often_is_read_once(tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="every experiment may be listed once"):
         load_plan("smoke", tmp_path / "config")
     assert len(read) == 1
+
+
+def test_an_arm_is_validated_once_whatever_the_number_of_its_seeds(monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    monkeypatch.setattr("moe.sweep.configure", lambda *args, **named: seen.append(1) or configure(*args, **named))
+    made = plan(windows(1, 4, 32), seeds=list(range(50)))
+    assert len(seen) == 3
+    assert sorted(config.seed for config in made.configs.values()) == sorted(3 * list(range(50)))
+
+
+def test_a_seed_that_no_run_can_have_is_refused_with_the_scale():
+    with pytest.raises(ValidationError, match=r"seeds\.1\n.*greater than or equal to 0"):
+        scale(seeds=[1, -1])
+
+
+def test_what_the_rules_ask_for_each_run_scans_no_rows():
+    class Rows(tuple):
+        scans = 0
+
+        def __iter__(self) -> Any:
+            Rows.scans += 1
+            return super().__iter__()
+
+    made = plan(windows(1, 2, 4, 8, 16, 32), seeds=list(range(20)))
+    made = dataclasses.replace(made, rows=Rows(made.rows))
+    for run in made.configs:
+        assert made.data_of[run] in made.data
+        assert made.widest.startswith("e16k2-w32-s0-")
+        assert len(made.timed) == 6
+    assert 0 < Rows.scans < 6
+
+
+def test_the_tasks_of_the_hub_are_not_listed_for_a_plan(monkeypatch: pytest.MonkeyPatch):
+    def seconds() -> None:
+        raise AssertionError("listed")
+
+    monkeypatch.setattr("moe.lm_eval_tasks.official._task_manager", seconds)
+    assert plan(windows(1), evaluation={"source": "hub", "tasks": {"some_task": 1}}).configs
+
+
+def test_of_many_arms_those_of_the_contrasts_are_timed_first():
+    rates = {"rate": {"field": "train.learning_rate", "values": [i / 1e4 for i in range(1, 41)]}}
+    made = plan(rates, contrasts=[("0.004", "0.0039")], latency={"arms": 3})
+    timed = [row.arm for run in made.timed for row in made.rows if row.run == run]
+    assert timed == ["0.0001", "0.0039", "0.004"]
+    assert [row.arm for row in made.rows if row.run in plan(rates, latency={"arms": 1}).timed] == ["0.0001"]
+    assert len(plan(rates).timed) == 32
+
+
+def test_the_timed_arms_of_every_experiment_are_counted_for_itself():
+    both = {"a": experiment(windows(1, 2, 4)), "b": experiment(windows(8, 16, 32))}
+    made = resolve("s", scale(experiments=["a", "b"], latency={"arms": 2}), both)
+    assert [run.split("-")[1] for run in made.timed] == ["w1", "w2", "w8", "w16"]
 
 
 def test_texts_change_the_plan_but_no_run():

@@ -32,6 +32,11 @@ def test_the_workflow_is_free_of_lints(project: Path):
     assert done.returncode == 0, done.stderr
 
 
+def test_no_rule_scans_the_rows_of_the_plan():
+    for path in (ROOT / "workflow").rglob("*.smk"):
+        assert "PLAN.rows" not in path.read_text(), path
+
+
 def test_a_mistake_in_a_scale_is_one_sentence(project: Path):
     path = project / "config" / "scales" / "typo.yaml"
     path.write_text((project / "config" / "scales" / "smoke.yaml").read_text().replace("top_k", "topk"))
