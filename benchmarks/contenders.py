@@ -1,0 +1,257 @@
+"""Who trains the same model on the same tokens? One process per contender, which runs steps when it is told to.
+
+`python -m benchmarks.contenders NAME CONFIG THREADS` reads commands from stdin and answers each with a line of JSON:
+    check    loss and gradient norm of the first batch, without auxiliary losses, before any update
+    <n>      seconds of n training steps, each from the end of the step before, so that all that a loop does is in it
+    memory   peak memory of the process so far, in bytes
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from moe.config import RunConfig
+from moe.data.order import SampleOrder, read_batch
+from moe.model.build import build_model, stock_model
+from moe.model.objective import Objective
+from moe.settings import read_json
+from moe.step import Step, Stopwatch, make_optimizer, split_batch
+
+# B sequences of the batch, N tokens of a sequence
+
+LOG_EVERY = 20  # steps between two lines of the log at the cpu scale
+PACKED_SEQUENCES = 4096
+
+Run = Callable[[int], list[float]]
+
+
+class Batches:
+    """The batches that all contenders see: tokens with the frequencies of words, from a packed file in memory."""
+
+    def __init__(self, config: RunConfig) -> None:
+        rng = np.random.default_rng(config.seed)
+        shape = (PACKED_SEQUENCES, config.data.sequence_length)
+        packed = (rng.zipf(1.2, size=shape) - 1).clip(max=config.data.vocab_size - 1).astype(np.uint16)
+        self.packed = np.array_split(packed, len(config.data.domains))
+        lengths, batch = [len(sequences) for sequences in self.packed], config.train.batch_sequences
+        self.order = SampleOrder(config.data, lengths, batch_sequences=batch, seed=config.seed)
+
+    def tokens(self, step: int) -> np.ndarray:
+        """Tokens int64 [B, N]."""
+        return read_batch(self.packed, *self.order.batch(step))
+
+
+def ours(config: RunConfig) -> tuple[Run, Callable[[], tuple[float, float]]]:
+    """The training step of this project, metrics included as often as the cpu scale logs them."""
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config))
+    objective = Objective(_build(build_model, config).to(accelerator.device)).train()
+    step = Step(
+        config,
+        objective=objective,
+        prepared=objective,
+        optimizer=make_optimizer(config.train, objective),
+        accelerator=accelerator,
+        layout=split_batch(config.train, num_ranks=1, rank=0),
+    )
+    batches = Batches(config)
+
+    def run(steps: int) -> list[float]:
+        clock = Clock()
+        for i in range(steps):
+            measure = i % LOG_EVERY == LOG_EVERY - 1
+            stopwatch = Stopwatch(accelerator.device, measure=measure)
+            step(config.train.steps // 2, batches.tokens(i), stopwatch, measure=measure)
+            clock.tick()
+        return clock.seconds
+
+    def check() -> tuple[float, float]:
+        tokens_BN = torch.from_numpy(batches.tokens(0)).to(accelerator.device)
+        nats, _ = objective(tokens_BN)
+        return _gradient(nats / tokens_BN[:, 1:].numel(), objective.model)
+
+    return run, check
+
+
+def trainer(config: RunConfig, experts: str) -> tuple[Run, Callable[[], tuple[float, float]]]:
+    """`transformers.Trainer` on the stock model, with its own `experts` and its own load-balancing loss."""
+    model = _stock(config, experts)
+    batches = Batches(config)
+    # The dataset yields the sequences in the order that all contenders train on.
+    sequences = _Sequences(batches, config.train.batch_sequences)
+    arguments = TrainingArguments(
+        output_dir="unused",
+        per_device_train_batch_size=config.train.batch_sequences,
+        learning_rate=config.train.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=config.train.weight_decay,
+        adam_beta1=config.train.beta1,
+        adam_beta2=config.train.beta2,
+        max_grad_norm=config.train.gradient_clip,
+        optim="adamw_torch_fused",
+        bf16=config.train.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        train_sampling_strategy="sequential",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        max_steps=1,
+    )
+    found = Trainer(model=model, args=arguments, train_dataset=sequences)
+    found.remove_callback(PrinterCallback)
+
+    def run(steps: int) -> list[float]:
+        clock = Clock()
+        arguments.max_steps = steps
+        callback = _Ticks(clock)
+        found.add_callback(callback)
+        found.train()
+        found.remove_callback(callback)
+        return clock.seconds
+
+    return run, lambda: _check_stock(model, batches)
+
+
+def plain_loop(config: RunConfig, experts: str) -> tuple[Run, Callable[[], tuple[float, float]]]:
+    """A training loop of twenty lines over the stock model: no Trainer, no Accelerate."""
+    model = _stock(config, experts).to(_device())
+    optimizer = make_optimizer(config.train, model)
+    batches = Batches(config)
+
+    def run(steps: int) -> list[float]:
+        clock = Clock()
+        for i in range(steps):
+            tokens_BN = torch.from_numpy(batches.tokens(i)).to(_device())
+            with torch.autocast(_device(), torch.bfloat16, enabled=config.train.precision == "bf16"):
+                loss = model(input_ids=tokens_BN, labels=tokens_BN, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            clock.tick()
+        return clock.seconds
+
+    return run, lambda: _check_stock(model, batches)
+
+
+CONTENDERS: dict[str, Callable[[RunConfig], tuple[Run, Callable[[], tuple[float, float]]]]] = {
+    "ours": ours,
+    "Trainer, grouped_mm": lambda config: trainer(config, "grouped_mm"),
+    "Trainer, eager": lambda config: trainer(config, "eager"),
+    "plain loop, eager": lambda config: plain_loop(config, "eager"),
+}
+
+
+class Clock:
+    """Seconds from tick to tick."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = time.perf_counter()
+
+    def tick(self) -> None:
+        """The end of a step."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+class _Ticks(TrainerCallback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.tick()
+
+
+class _Sequences(torch.utils.data.Dataset):
+    """The sequences of all batches one after the other, as Trainer wants them."""
+
+    def __init__(self, batches: Batches, batch_sequences: int) -> None:
+        self.batches, self.batch_sequences = batches, batch_sequences
+        self._step, self._tokens_BN = -1, np.empty(0)
+
+    def __len__(self) -> int:
+        return 1 << 20
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        step, place = divmod(index, self.batch_sequences)
+        if step != self._step:
+            self._step, self._tokens_BN = step, self.batches.tokens(step)
+        tokens = torch.from_numpy(self._tokens_BN[place])
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def _build(make: Callable[..., PreTrainedModel], config: RunConfig) -> PreTrainedModel:
+    sizes = {"vocab_size": config.data.vocab_size, "max_tokens": config.data.sequence_length}
+    return make(config.model, **sizes, seed=config.seed).train()
+
+
+def _stock(config: RunConfig, experts: str) -> PreTrainedModel:
+    model = _build(stock_model, config)
+    model.set_experts_implementation(experts)
+    model.config.output_router_logits = True
+    model.config.router_aux_loss_coef = config.balance.terms[0].weight
+    return model
+
+
+def _check_stock(model: PreTrainedModel, batches: Batches) -> tuple[float, float]:
+    tokens_BN = torch.from_numpy(batches.tokens(0)).to(model.device)
+    loss = model(input_ids=tokens_BN, labels=tokens_BN, use_cache=False, output_router_logits=False).loss
+    return _gradient(loss, model)
+
+
+def _gradient(loss: Tensor, model: PreTrainedModel) -> tuple[float, float]:
+    """The loss, and the norm of its gradient."""
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return loss.item(), float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+
+
+def _mixed_precision(config: RunConfig) -> str:
+    return "bf16" if config.train.precision == "bf16" else "no"
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _commands() -> Iterator[str]:
+    for line in sys.stdin:
+        yield line.strip()
+
+
+def main(name: str, config: Path, threads: int) -> None:
+    """Obey the commands on stdin."""
+    torch.set_num_threads(threads)
+    run, check = CONTENDERS[name](read_json(RunConfig, config))
+    for command in _commands():
+        if command == "check":
+            answer: Any = check()
+        elif command == "memory":
+            answer = _peak_bytes()
+        else:
+            answer = run(int(command))
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
