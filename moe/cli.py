@@ -118,18 +118,11 @@ def _train(args: argparse.Namespace, config: RunConfig, hardware: HardwareConfig
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """measure held-out loss and lm-eval tasks"""
+    """measure held-out loss and lm-eval tasks, and which experts the text of each domain is sent to"""
     from moe.evaluate import evaluate
 
     settings = _settings(EvaluationConfig, args.settings, "--settings")
     evaluate(run_folder=args.run, data_folder=args.data, settings=settings, out=args.out)
-
-
-def probe(args: argparse.Namespace) -> None:
-    """record which experts the held-out text of each domain is sent to"""
-    from moe.probe import probe
-
-    probe(run_folder=args.run, data_folder=args.data, out=args.out)
 
 
 def latency(args: argparse.Namespace) -> None:
@@ -249,7 +242,6 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
         "--skip-nonfinite": {"action": "store_true", "help": "leave out steps whose gradient is not finite"},
     },
     evaluate: RUN | {"--settings": JSON},
-    probe: RUN,
     latency: {
         "--run": PAIR,
         "--settings": JSON,

@@ -1,6 +1,6 @@
 """How good is a trained model: nats and bits per byte on held-out text per domain, and lm-eval's tasks.
 
-Writes `evaluation.json`:
+Writes `routing.parquet` (see `moe/probe.py`) and `evaluation.json`:
     heldout   {domain: {nats (per token), perplexity, bits_per_byte, tokens, bytes}}
     average   {nats: mean over domains, perplexity: mean of the domains' perplexities (the paper's Avg PPL),
                bits_per_byte: mean over domains}
@@ -29,6 +29,7 @@ from moe.data.packing import read_manifest, read_packed
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.lm_eval_tasks import heldout, official
 from moe.model.build import load_model
+from moe.probe import probe
 from moe.provenance import device_name, stamp, write_json
 from moe.scale import EvaluationConfig
 from moe.settings import ConfigError, digest, read_json
@@ -46,7 +47,8 @@ SEED = 1234
 
 
 def evaluate(*, run_folder: Path, data_folder: Path, settings: EvaluationConfig, out: Path) -> None:
-    """Measure the model of `run_folder` on the held-out text of `data_folder` and on `settings.tasks`; write `out`.
+    """Measure the model of `run_folder` on the held-out text of `data_folder` and on `settings.tasks`; write `out` and,
+    before it and beside it, `routing.parquet`.
 
     The model runs on the accelerator if there is one. Prints one line per domain and task. Raises `ConfigError` for an
     unknown task, documents that cannot be read, a damaged checkpoint, and a run that was trained on other data.
@@ -56,6 +58,7 @@ def evaluate(*, run_folder: Path, data_folder: Path, settings: EvaluationConfig,
     domains = list(read_manifest(data_folder)["domains"])
     with _quiet():
         model, tokenizer = _load(run_folder / "model", data_folder)
+    probe(model, run=run_folder.name, config=config, data_folder=data_folder, out=out.with_name("routing.parquet"))
     losses = {}
     for domain in domains:
         sequences_SL = read_packed(data_folder, domain, "heldout")

@@ -1,6 +1,6 @@
 """Which experts does a trained model use for which domain? Counts and score sums over the held-out text.
 
-Writes `routing.parquet`: one row per domain, layer and expert.
+Writes `routing.parquet`: one row per domain, layer and expert. A part of the evaluation, which has the model at hand.
 """
 
 import json
@@ -16,36 +16,34 @@ from transformers import PreTrainedModel
 from moe import provenance
 from moe.config import RunConfig
 from moe.data.packing import read_packed
-from moe.model.build import load_model
 from moe.model.router import Routing, record_routing
-from moe.settings import digest, read_json
+from moe.settings import digest
 
 BATCH_SEQUENCES = 32
 
 # D domains, L layers, E experts, T tokens, K choices
 
 
-def probe(*, run_folder: Path, data_folder: Path, out: Path) -> None:
-    """Route the whole held-out stream of every domain through the trained model and write the sums.
+def probe(model: PreTrainedModel, *, run: str, config: RunConfig, data_folder: Path, out: Path) -> None:
+    """Route the whole held-out stream of every domain through the trained model of `run` and write the sums.
 
     Columns: tokens, selections of the expert; score_sum, its softmax score summed over all tokens; top_k_score_sum,
     the same over the tokens that chose it.
     """
-    config = read_json(RunConfig, run_folder / "config.json")
-    model = load_model(run_folder / "model")
     names = [domain.name for domain in config.data.domains]
     sums_DLE3 = []
     tokens = {}
     for name in names:
         sequences = read_packed(data_folder, name, "heldout")
         tokens[name] = int(sequences.size)
-        sums_DLE3.append(domain_sums(model, torch.from_numpy(sequences.astype(np.int64))))
+        tokens_SN = torch.from_numpy(sequences.astype(np.int64)).to(model.device)
+        sums_DLE3.append(domain_sums(model, tokens_SN).cpu())
     sums = torch.stack(sums_DLE3)
     shape = sums.shape[:3]
     domain, layer, expert = (index.flatten() for index in np.indices(shape))
     table = pa.table(
         {
-            "run": pa.array([run_folder.name] * len(domain)),
+            "run": pa.array([run] * len(domain)),
             "domain": pa.array([names[d] for d in domain]),
             "layer": pa.array(layer),
             "expert": pa.array(expert),
@@ -57,7 +55,7 @@ def probe(*, run_folder: Path, data_folder: Path, out: Path) -> None:
     stamp = provenance.stamp(
         "moe-routing/1",
         device=provenance.device_name(model.device),
-        run=run_folder.name,
+        run=run,
         seed=config.seed,
         config_hash=digest(config),
         num_experts=config.model.num_experts,
@@ -71,7 +69,7 @@ def probe(*, run_folder: Path, data_folder: Path, out: Path) -> None:
 @torch.inference_mode()
 def domain_sums(model: PreTrainedModel, sequences_SN: Tensor) -> Tensor:
     """Selections, score sums and chosen-score sums of one domain, fp64 [L, E, 3]."""
-    total = torch.zeros(())
+    total = torch.zeros((), device=sequences_SN.device)
     for batch in sequences_SN.split(BATCH_SEQUENCES):
         with record_routing(model) as layers:
             model.model(input_ids=batch, use_cache=False)

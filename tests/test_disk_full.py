@@ -103,7 +103,7 @@ def test_training(fresh: bool, trained, tmp_path: Path, capsys) -> None:
     check_finished_by_and_by(arguments, PAGE, tmp_path, capsys, fresh=fresh)
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "probe", "latency", "estimators"])
+@pytest.mark.parametrize("stage", ["evaluate", "latency", "estimators"])
 def test_measurements(stage: str, trained, tmp_path: Path, capsys) -> None:
     run, packed = trained
     settings = {

@@ -31,9 +31,14 @@ def trained(tiny_data, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunCon
     return config, folder, packed
 
 
+def write(config: RunConfig, folder: Path, packed: Path, out: Path) -> None:
+    """The routing of the trained run."""
+    probe(load_model(folder / "model"), run=folder.name, config=config, data_folder=packed, out=out)
+
+
 def test_counts_and_scores_equal_a_loop_over_tokens(trained, tmp_path: Path) -> None:
     config, folder, packed = trained
-    probe(run_folder=folder, data_folder=packed, out=tmp_path / "routing.parquet")
+    write(config, folder, packed, tmp_path / "routing.parquet")
     frame = pq.read_table(tmp_path / "routing.parquet").to_pandas()
     model = load_model(folder / "model")
     sequences = torch.from_numpy(read_packed(packed, "english", "heldout").astype(np.int64))
@@ -58,8 +63,8 @@ def test_counts_and_scores_equal_a_loop_over_tokens(trained, tmp_path: Path) -> 
 
 
 def test_every_token_is_counted_top_k_times_in_every_layer(trained, tmp_path: Path) -> None:
-    _, folder, packed = trained
-    probe(run_folder=folder, data_folder=packed, out=tmp_path / "routing.parquet")
+    config, folder, packed = trained
+    write(config, folder, packed, tmp_path / "routing.parquet")
     table = pq.read_table(tmp_path / "routing.parquet")
     stamp = json.loads(table.schema.metadata[b"moe"])
     sums = table.to_pandas().groupby(["domain", "layer"]).sum(numeric_only=True)

@@ -22,8 +22,7 @@ WEIGHTS = {
     "data": 5,
     "train": 12,
     "estimators": 5,
-    "evaluate": 6,
-    "probe": 5,
+    "evaluate": 11,
     "latency": 4,
 } | dict.fromkeys(("tables", "figures", "report"), 3)
 """Share of the faults that each stage gets."""
@@ -40,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--short", action="store_true", help="one run, up to training and probe")
+    parser.add_argument("--short", action="store_true", help="one run, up to evaluation")
     parser.add_argument("--folder", type=Path, help="where to work, kept afterwards (default: a temporary folder)")
     args = parser.parse_args()
     # A soak in the background ignores Ctrl-C, and what it starts would too.

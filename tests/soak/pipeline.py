@@ -28,7 +28,6 @@ OUTPUTS = {
     "train": "results/runs/*/train.json",
     "estimators": f"results/{SCALE}/estimators.json",
     "evaluate": "results/runs/*/evaluation.json",
-    "probe": "results/runs/*/routing.parquet",
     "latency": f"results/{SCALE}/latency.json",
     "tables": f"results/{SCALE}/tables",
     "figures": f"results/{SCALE}/figures",
@@ -79,7 +78,7 @@ class Pipeline:
         call = command("snakemake", "--config", f"scale={SCALE}", "--cores", "2")
         if self.short:
             run = self.moe("plan", "--scale", SCALE, "--list").split()[-1]
-            call += ["--", f"results/runs/{run}/train.json", f"results/runs/{run}/routing.parquet"]
+            call += ["--", f"results/runs/{run}/train.json", f"results/runs/{run}/evaluation.json"]
         with log.open("ab") as file:
             return subprocess.Popen(
                 call, cwd=self.folder, env=self.environment(), stdout=file, stderr=file, start_new_session=True

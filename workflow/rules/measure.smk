@@ -4,7 +4,8 @@ rule evaluate:
         data=packed_data,
         sets=f"results/sets/{digest(PLAN.scale.evaluation)}",
     output:
-        "results/runs/{run}/evaluation.json",
+        record="results/runs/{run}/evaluation.json",
+        routing="results/runs/{run}/routing.parquet",
     log:
         "results/logs/evaluate/{run}.log",
     conda:
@@ -16,24 +17,7 @@ rule evaluate:
         settings=canonical_json(PLAN.scale.evaluation),
     shell:
         "python -m moe evaluate --run results/runs/{wildcards.run} --data {input.data} --settings {params.settings:q}"
-        " --out {output} > {log} 2>&1"
-
-
-rule probe:
-    input:
-        record="results/runs/{run}/train.json",
-        data=packed_data,
-    output:
-        "results/runs/{run}/routing.parquet",
-    log:
-        "results/logs/probe/{run}.log",
-    conda:
-        "../../environment.yml"
-    threads: HARDWARE.threads
-    resources:
-        mem_mb=HARDWARE.memory_mb,
-    shell:
-        "python -m moe probe --run results/runs/{wildcards.run} --data {input.data} --out {output} > {log} 2>&1"
+        " --out {output.record} > {log} 2>&1"
 
 
 # Its steps are timed too, as ratios of neighbours in time, so it need not be alone.
