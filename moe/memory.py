@@ -1,0 +1,148 @@
+"""How much memory will a stage take? Predicted from the config alone, so that no more jobs start than fit.
+
+Counted is what Linux calls resident, of a process on the CPU. Left out are pages of the packed data, which the kernel
+takes back when it needs them. On an accelerator the host holds less: there a prediction is a bound.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from moe.config import RunConfig
+from moe.cost import num_parameters
+from moe.scale import EvaluationConfig, HardwareConfig
+from moe.settings import ConfigError
+
+MB = 10**6
+
+# Measured on x86-64 Linux: what a process holds when its libraries have done their first tiny piece of work.
+TRAINING_BYTES = 427 * MB
+PROBE_BYTES = 480 * MB
+LM_EVAL_BYTES = 670 * MB
+PACKING_BYTES = 600 * MB
+DRAWING_BYTES = 350 * MB
+
+# Fitted: tensors come and go in other orders than they lie in, and glibc keeps the holes. They were 30 % of the live
+# activations, and half as much again until its trim threshold of 64 MiB.
+HOLES = 0.3
+KEPT_BYTES = 64 << 20
+
+MARGIN = 1.15
+"""What a job asks for, over its prediction: the error that a prediction may have."""
+RESERVE_BYTES = 256 * MB
+"""Memory of the machine that no job is given."""
+
+
+def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
+    """Peak resident memory of one process of a training run.
+
+    libraries + weights + AdamW's two moments (+ DDP's buckets of the gradients) + the largest of three moments: loss,
+    backward pass of the last layer's experts, end of the backward pass.
+    """
+    train, vocab_bytes = config.train, 4 * config.data.vocab_size * config.model.hidden_size
+    parameters = 4 * num_parameters(config)[0]
+    passes = -(-train.batch_sequences // (train.pass_sequences * hardware.processes))
+    tokens = -(-train.batch_sequences // (passes * hardware.processes)) * config.data.sequence_length
+    kept, recomputed, working = _layer_bytes(config)
+    layers, final_norm = config.model.num_layers * kept, 4 * 4 * config.model.hidden_size
+    # The loss holds its targets' hidden states, a chunk of logits as large as half of them, and two gradients of the
+    # head. Every gradient of the passes before stays; only the last pass has none of them to add to.
+    expert_gradients = 4 * 3 * config.model.hidden_size * config.model.expert_size * config.model.num_experts
+    carried = parameters if passes > 1 else 0
+    live = max(
+        carried + 2 * vocab_bytes + tokens * (layers + final_norm * 3 // 2),
+        carried + vocab_bytes + expert_gradients + tokens * (layers + recomputed + working),
+        parameters + (expert_gradients if carried else 0) + tokens * (kept + recomputed),
+    )
+    activations = tokens * (layers + recomputed + working)
+    holes = HOLES * activations + min(activations / 2, KEPT_BYTES)
+    fixed = TRAINING_BYTES + 3 * parameters + (parameters if hardware.processes > 1 else 0)
+    if train.precision == "bf16":
+        fixed += 2 * 4 * config.model.hidden_size**2 * config.model.num_layers  # autocast's copies of q, k, v and o
+    return int(fixed + live + holes)
+
+
+def _layer_bytes(config: RunConfig) -> tuple[int, int, int]:
+    """Bytes per token: kept of each layer until the backward pass, held of one layer while that is recomputed, and
+    held beside it while the backward pass is in that layer's experts."""
+    model = config.model
+    hidden, rows = model.hidden_size, model.top_k * model.hidden_size
+    units = model.top_k * model.expert_size
+    mixed = config.train.precision == "bf16"
+    # Norms, before attention and before the experts: input, normalised, output.
+    norms = 4 * 6 * hidden
+    # Attention: rotated q and k, v, output, the log-sum-exp of each head.
+    attention = (2 if mixed else 4) * 4 * hidden + 4 * model.num_heads
+    if not model.num_shared_experts:
+        # Qwen3's norms of q and k: input in fp32, normalised, and one number per head.
+        attention += 2 * (4 + (2 if mixed else 4)) * hidden + 2 * 4 * model.num_heads
+    if mixed:
+        attention += 3 * 2 * hidden  # a copy of the input for each of q, k and v
+    # Router: logits, scores, and the scores again that the statistics sum up; chosen experts and their gates.
+    router = 4 * 3 * model.num_experts + (8 + 4) * model.top_k
+    # Experts (`_SortedExperts`): order and position; rows, gate, up, activated, inner and outputs, in fp32.
+    experts = 2 * 8 * model.top_k + 4 * (2 * rows + 4 * units)
+    # Shared experts: gate, activated, up, inner; their output before the gate.
+    shared = 4 * (4 * model.num_shared_experts * model.expert_size + hidden) if model.num_shared_experts else 0
+    layer = norms + attention + router + experts + shared
+    # Gradients of rows, inner, gate and up; then that of the activation, or the sum over rows and its next term.
+    working = 4 * (rows + 3 * units + max(units + hidden, 2 * hidden))
+    if not config.train.activation_checkpointing:
+        return layer, 0, working
+    return 4 * hidden + 4 * 2 * model.num_experts + 8 * model.top_k, layer, working
+
+
+def train_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
+    """Peak of all processes of a training run."""
+    return hardware.processes * peak_bytes(config, hardware)
+
+
+def estimators_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
+    """Peak of the comparison of estimators: one process, whose passes take up to the whole batch and keep all of it."""
+    whole = {"sequences_per_pass": config.train.batch_sequences, "activation_checkpointing": False}
+    config = config.model_copy(update={"train": config.train.model_copy(update=whole)})
+    return peak_bytes(config, hardware.model_copy(update={"processes": 1}))
+
+
+def latency_bytes(configs: Sequence[RunConfig], hardware: HardwareConfig) -> int:
+    """Peak of timing several runs side by side: each holds weights, moments, and the weights again for inference."""
+    alone = hardware.model_copy(update={"processes": 1})
+    held = [4 * 4 * num_parameters(config)[0] for config in configs]
+    steps = [peak_bytes(config, alone) - 3 * size // 4 for config, size in zip(configs, held, strict=True)]
+    return max(steps) + sum(held)
+
+
+def probe_bytes(config: RunConfig, *, batch_sequences: int) -> int:
+    """Peak of routing held-out batches of so many sequences."""
+    return PROBE_BYTES + _inference_bytes(config, batch_sequences)
+
+
+def evaluate_bytes(config: RunConfig, settings: EvaluationConfig) -> int:
+    """Peak of the evaluation: the logits of a batch, their log-softmax and one more copy."""
+    logits = 4 * settings.batch_size * config.data.sequence_length * config.data.vocab_size
+    return LM_EVAL_BYTES + _inference_bytes(config, settings.batch_size) + 3 * logits
+
+
+def _inference_bytes(config: RunConfig, sequences: int) -> int:
+    """Weights, the router logits of all layers, and one layer at work."""
+    kept = config.model_copy(update={"train": config.train.model_copy(update={"activation_checkpointing": False})})
+    tokens, layer = sequences * config.data.sequence_length, _layer_bytes(kept)[0]
+    logits = 4 * config.model.num_layers * config.model.num_experts
+    return 4 * num_parameters(config)[0] + tokens * (layer + logits)
+
+
+def requested_mb(predicted: int) -> int:
+    """Megabytes that a job asks for."""
+    return -int(-predicted * MARGIN // MB)
+
+
+def available_bytes() -> int:
+    """Memory that jobs may take on this machine now, a limit of the control group included."""
+    limits = [psutil.virtual_memory().available]
+    # Version 2 and version 1 of control groups; where there is no limit the file says "max" or a number beyond all.
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = Path("/sys/fs/cgroup", name)
+        if path.is_file() and (text := path.read_text().strip()).isdecimal():
+            limits.append(int(text))
+    return max(0, min(limits) - RESERVE_BYTES)
