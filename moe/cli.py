@@ -25,12 +25,13 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def plan(args: argparse.Namespace) -> None:
-    """print what a scale costs: runs, tokens, hours and disk"""
+    """print what a scale costs: runs, tokens, hours, memory and disk"""
     from moe.cost import describe, estimate
+    from moe.memory import available_mb
     from moe.sweep import load_plan
 
     found = load_plan(args.scale)
-    print(describe(found, estimate(found, cores=args.cores)))
+    print(describe(found, estimate(found, cores=args.cores, memory_mb=available_mb())))
     if args.list:
         print(*found.configs, sep="\n")
 

@@ -1,8 +1,11 @@
-"""What a plan costs before it starts: runs, tokens, hours and disk, estimated from the config alone."""
+"""What a plan costs before it starts: runs, tokens, hours, memory and disk, estimated from the config alone."""
 
 from dataclasses import dataclass
 
 from moe.config import RunConfig
+from moe.memory import MB, estimators_bytes, evaluate_bytes, latency_bytes, probe_bytes, requested_mb, train_bytes
+from moe.settings import ConfigError
+from moe.size import num_parameters
 from moe.sweep import Plan
 
 BYTES_PER_PARAMETER = 4 + 12  # the model in fp32, and the resumable state: weights and AdamW's two moments
@@ -17,14 +20,23 @@ class Cost:
     """Training tokens of all runs."""
     hours: float
     """Wall time of the training alone."""
+    run_bytes: int
+    """Peak memory of the largest training run, all of its processes."""
+    side_by_side: int
+    """Training runs that cores and memory allow at a time."""
     disk_bytes: int
     """Checkpoints, resumable state and packed tokens; downloads are not counted."""
 
 
-def estimate(plan: Plan, *, cores: int) -> Cost:
-    """Cost of `plan` where `cores` CPU cores train as many runs side by side as fit."""
+def estimate(plan: Plan, *, cores: int, memory_mb: int | None) -> Cost:
+    """Cost of `plan` where `cores` CPU cores and `memory_mb`, if that is a limit, train as many runs side by side as
+    fit."""
     hardware = plan.scale.hardware
-    parallel = max(1, min(len(plan.configs), cores // (hardware.threads * hardware.processes)))
+    run_bytes = max(train_bytes(config, plan.scale) for config in plan.configs.values())
+    slots = [len(plan.configs), cores // (hardware.threads * hardware.processes)]
+    if memory_mb is not None:
+        slots.append(memory_mb // requested_mb(run_bytes))
+    parallel = max(1, min(slots))
     tokens = sum(num_tokens(config) for config in plan.configs.values())
     packed = sum(len(data.domains) * (data.train_tokens + data.heldout_tokens) for data in plan.data.values())
     checkpoints = sum(num_parameters(config)[0] for config in plan.configs.values()) * BYTES_PER_PARAMETER
@@ -32,6 +44,8 @@ def estimate(plan: Plan, *, cores: int) -> Cost:
         runs=len(plan.configs),
         tokens=tokens,
         hours=tokens / hardware.tokens_per_second / parallel / 3600,
+        run_bytes=run_bytes,
+        side_by_side=parallel,
         disk_bytes=checkpoints + 2 * packed,
     )
 
@@ -41,18 +55,40 @@ def num_tokens(config: RunConfig) -> int:
     return config.train.steps * config.train.batch_sequences * config.data.sequence_length
 
 
-def num_parameters(config: RunConfig) -> tuple[int, int]:
-    """Parameters of a run's model in all, and those that are active for one token; `moe/model/build.py` makes it."""
-    model, width = config.model, config.model.hidden_size
-    expert = 3 * width * model.expert_size
-    layer = 4 * width**2 + model.num_experts * width + 2 * width
-    if model.num_shared_experts:
-        layer += 3 * width + model.num_shared_experts * expert + width  # Qwen2: biases of q, k, v; the shared gate
-    else:
-        layer += 2 * (width // model.num_heads)  # Qwen3: norms of q and k
-    rest = config.data.vocab_size * width + width + model.num_layers * layer
-    routed = model.num_layers * expert
-    return rest + routed * model.num_experts, rest + routed * model.top_k
+def check_memory(plan: Plan, limit_mb: int) -> None:
+    """Raise `ConfigError` for the first job that needs more than `limit_mb` megabytes, with what would lower it."""
+    scale, limit = plan.scale, limit_mb * MB
+    for run, config in plan.configs.items():
+        if (needed := train_bytes(config, scale)) > limit:
+            least = train_bytes(_trained(config, sequences_per_pass=1, activation_checkpointing=True), scale)
+            lowers = "train.sequences_per_pass or set train.activation_checkpointing"
+            raise _refusal(f"training {run}", needed, least, lowers, limit_mb)
+        if (needed := evaluate_bytes(config, scale)) > limit:
+            evaluation = scale.evaluation.model_copy(update={"batch_size": 1})
+            least = evaluate_bytes(config, scale.model_copy(update={"evaluation": evaluation}))
+            raise _refusal(f"evaluating {run}", needed, least, "evaluation.batch_size", limit_mb)
+        if (needed := probe_bytes(config)) > limit:
+            raise _refusal(f"probing {run}", needed, needed, "", limit_mb)
+    if (needed := estimators_bytes(plan.configs[plan.widest], scale)) > limit:
+        least = estimators_bytes(_trained(plan.configs[plan.widest], batch_sequences=1), scale)
+        what = f"comparing estimators on {plan.widest}, with the whole batch in one pass,"
+        raise _refusal(what, needed, least, "train.batch_sequences", limit_mb)
+    timed = [plan.configs[run] for run in plan.timed]
+    if (needed := latency_bytes(timed, scale)) > limit:
+        least = max(latency_bytes([config], scale) for config in timed)
+        raise _refusal(f"timing {len(timed)} runs in one process", needed, least, "the number of arms", limit_mb)
+
+
+def _trained(config: RunConfig, **fields: object) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=fields)})
+
+
+def _refusal(what: str, needed: int, least: int, lowers: str, limit_mb: int) -> ConfigError:
+    remedy = f"lower {lowers}" if least <= limit_mb * MB else "take a smaller model or a machine with more"
+    return ConfigError(
+        f"{what} needs about {needed // MB:,} MB of memory and this machine has {limit_mb:,} MB for it: {remedy} "
+        "(--resources mem_mb=<MB> sets another limit)"
+    )
 
 
 def describe(plan: Plan, cost: Cost) -> str:
@@ -60,6 +96,7 @@ def describe(plan: Plan, cost: Cost) -> str:
     sizes = sorted({num_parameters(config) for config in plan.configs.values()})
     speed = f"{plan.scale.hardware.tokens_per_second:,.0f} tokens/s per run"
     models = ", ".join(f"{_short(total)} parameters ({_short(active)} active)" for total, active in sizes[:3])
+    together = f"{cost.side_by_side} runs side by side" if cost.side_by_side > 1 else "one run at a time"
     return "\n".join(
         (
             f"scale {plan.name}: {plan.scale.description}",
@@ -68,6 +105,7 @@ def describe(plan: Plan, cost: Cost) -> str:
             f"  model        {models}{', ...' if len(sizes) > 3 else ''}",
             f"  tokens       {_short(cost.tokens)} in all",
             f"  hours        {cost.hours:.2f} of training at {speed} (estimated)",
+            f"  memory       {cost.run_bytes / MB:,.0f} MB per run at most, {together} (estimated)",
             f"  disk         {_short(cost.disk_bytes)}B (estimated)",
         )
     )

@@ -10,16 +10,15 @@ from pathlib import Path
 import psutil
 
 from moe.config import RunConfig
-from moe.cost import num_parameters
-from moe.scale import EvaluationConfig, HardwareConfig
-from moe.settings import ConfigError
+from moe.scale import HardwareConfig, Scale
+from moe.size import num_parameters
 
 MB = 10**6
 
 # Measured on x86-64 Linux: what a process holds when its libraries have done their first tiny piece of work.
 TRAINING_BYTES = 427 * MB
-PROBE_BYTES = 480 * MB
-LM_EVAL_BYTES = 670 * MB
+PROBE_BYTES = 490 * MB
+LM_EVAL_BYTES = 650 * MB
 PACKING_BYTES = 600 * MB
 DRAWING_BYTES = 350 * MB
 
@@ -27,6 +26,12 @@ DRAWING_BYTES = 350 * MB
 # activations, and half as much again until its trim threshold of 64 MiB.
 HOLES = 0.3
 KEPT_BYTES = 64 << 20
+
+PROBE_SEQUENCES = 32
+"""Sequences of a batch of `moe/probe.py`, whose import takes seconds."""
+
+LOADED = 2
+"""How often the weights of a loaded checkpoint count: its file stays mapped beside them."""
 
 MARGIN = 1.15
 """What a job asks for, over its prediction: the error that a prediction may have."""
@@ -93,43 +98,45 @@ def _layer_bytes(config: RunConfig) -> tuple[int, int, int]:
     return 4 * hidden + 4 * 2 * model.num_experts + 8 * model.top_k, layer, working
 
 
-def train_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
+def train_bytes(config: RunConfig, scale: Scale) -> int:
     """Peak of all processes of a training run."""
-    return hardware.processes * peak_bytes(config, hardware)
+    return scale.hardware.processes * peak_bytes(config, scale.hardware)
 
 
-def estimators_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
+def estimators_bytes(config: RunConfig, scale: Scale) -> int:
     """Peak of the comparison of estimators: one process, whose passes take up to the whole batch and keep all of it."""
     whole = {"sequences_per_pass": config.train.batch_sequences, "activation_checkpointing": False}
     config = config.model_copy(update={"train": config.train.model_copy(update=whole)})
-    return peak_bytes(config, hardware.model_copy(update={"processes": 1}))
+    return peak_bytes(config, scale.hardware.model_copy(update={"processes": 1}))
 
 
-def latency_bytes(configs: Sequence[RunConfig], hardware: HardwareConfig) -> int:
-    """Peak of timing several runs side by side: each holds weights, moments, and the weights again for inference."""
-    alone = hardware.model_copy(update={"processes": 1})
-    held = [4 * 4 * num_parameters(config)[0] for config in configs]
-    steps = [peak_bytes(config, alone) - 3 * size // 4 for config, size in zip(configs, held, strict=True)]
-    return max(steps) + sum(held)
+def latency_bytes(configs: Sequence[RunConfig], scale: Scale) -> int:
+    """Peak of timing runs side by side in one process: each holds two loaded models and the moments of one."""
+    alone = scale.hardware.model_copy(update={"processes": 1})
+    weights = [4 * num_parameters(config)[0] for config in configs]
+    steps = [peak_bytes(config, alone) - 3 * size for config, size in zip(configs, weights, strict=True)]
+    return max(steps) + (2 * LOADED + 2) * sum(weights)
 
 
-def probe_bytes(config: RunConfig, *, batch_sequences: int) -> int:
-    """Peak of routing held-out batches of so many sequences."""
-    return PROBE_BYTES + _inference_bytes(config, batch_sequences)
+def probe_bytes(config: RunConfig) -> int:
+    """Peak of routing the held-out text."""
+    return PROBE_BYTES + _inference_bytes(config, PROBE_SEQUENCES)
 
 
-def evaluate_bytes(config: RunConfig, settings: EvaluationConfig) -> int:
-    """Peak of the evaluation: the logits of a batch, their log-softmax and one more copy."""
-    logits = 4 * settings.batch_size * config.data.sequence_length * config.data.vocab_size
-    return LM_EVAL_BYTES + _inference_bytes(config, settings.batch_size) + 3 * logits
+def evaluate_bytes(config: RunConfig, scale: Scale) -> int:
+    """Peak of the evaluation: the logits of a batch and their log-softmax, which lm-eval copies once more."""
+    sequences = scale.evaluation.batch_size
+    logits = 4 * sequences * config.data.sequence_length * config.data.vocab_size
+    libraries, copies = (LM_EVAL_BYTES, 3) if scale.evaluation.tasks else (TRAINING_BYTES, 2)
+    return libraries + _inference_bytes(config, sequences) + copies * logits
 
 
 def _inference_bytes(config: RunConfig, sequences: int) -> int:
-    """Weights, the router logits of all layers, and one layer at work."""
+    """A loaded model, the router logits of all layers, and one layer at work."""
     kept = config.model_copy(update={"train": config.train.model_copy(update={"activation_checkpointing": False})})
     tokens, layer = sequences * config.data.sequence_length, _layer_bytes(kept)[0]
     logits = 4 * config.model.num_layers * config.model.num_experts
-    return 4 * num_parameters(config)[0] + tokens * (layer + logits)
+    return LOADED * 4 * num_parameters(config)[0] + tokens * (layer + logits)
 
 
 def requested_mb(predicted: int) -> int:
@@ -137,12 +144,17 @@ def requested_mb(predicted: int) -> int:
     return -int(-predicted * MARGIN // MB)
 
 
-def available_bytes() -> int:
-    """Memory that jobs may take on this machine now, a limit of the control group included."""
+def available_mb(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Megabytes that jobs may take on this machine now, within a limit of the control group."""
     limits = [psutil.virtual_memory().available]
     # Version 2 and version 1 of control groups; where there is no limit the file says "max" or a number beyond all.
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        path = Path("/sys/fs/cgroup", name)
+        path = groups / name
         if path.is_file() and (text := path.read_text().strip()).isdecimal():
             limits.append(int(text))
-    return max(0, min(limits) - RESERVE_BYTES)
+    return max(0, min(limits) - RESERVE_BYTES) // MB
+
+
+def has_accelerator() -> bool:
+    """Whether there is a GPU that torch may use; to ask torch takes seconds."""
+    return any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd"))

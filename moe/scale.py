@@ -65,8 +65,6 @@ class HardwareConfig(Settings):
     compile: bool = False
     """Let torch compile the layers: faster steps, for some seconds at the start of a run and a minute at that of the
     first. Where no C++ compiler works, the log says so and the layers stay as they are."""
-    memory_mb: int = Field(default=2000, ge=1)
-    """Memory that one job is planned with."""
     tokens_per_second: float = Field(default=10_000, gt=0)
     """Training speed of one run that the plan's hours are estimated with."""
     log_every: int = Field(default=10, ge=1)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from moe.config import RunConfig
-from moe.cost import estimate, num_parameters
+from moe.cost import check_memory, estimate
+from moe.memory import requested_mb, train_bytes
 from moe.model import build
-from moe.sweep import load_plan
+from moe.settings import ConfigError
+from moe.size import num_parameters
+from moe.sweep import Plan, load_plan
 
 ROOT = Path(__file__).parents[1]
 DATA = {"domains": [{"name": "law", "source": {"corpus": "china-law"}}], "vocab_size": 300}
@@ -25,5 +28,54 @@ def test_parameters_are_those_of_the_model(num_shared_experts: int):
 
 def test_more_cores_shorten_the_hours_until_every_run_has_its_own():
     plan = load_plan("smoke", ROOT / "config")
-    hours = [estimate(plan, cores=cores).hours for cores in (1, 2, 8, 64)]
+    hours = [estimate(plan, cores=cores, memory_mb=None).hours for cores in (1, 2, 8, 64)]
     assert hours[0] == 2 * hours[1] == 8 * hours[2] == 8 * hours[3]
+
+
+def test_the_hours_are_those_of_the_runs_that_memory_allows_too():
+    plan = load_plan("smoke", ROOT / "config")
+    one = max(requested_mb(train_bytes(config, plan.scale)) for config in plan.configs.values())
+    costs = [estimate(plan, cores=8, memory_mb=memory_mb) for memory_mb in (one, 2 * one, 8 * one, None)]
+    assert [cost.side_by_side for cost in costs] == [1, 2, 8, 8]
+    assert costs[0].hours == 2 * costs[1].hours == 8 * costs[2].hours
+
+
+def changed(section: str, **fields: object) -> Plan:
+    """The smoke plan with other fields in every run and in the scale."""
+    plan = load_plan("smoke", ROOT / "config")
+
+    def change(settings):
+        new = getattr(settings, section).model_copy(update=fields)
+        return settings.model_copy(update={section: new})
+
+    configs = plan.configs
+    if section in ("model", "data", "train"):
+        configs = {run: change(config) for run, config in configs.items()}
+    return Plan(plan.name, change(plan.scale), plan.experiments, plan.rows, configs)
+
+
+MISTAKES = {
+    "training": ("train", {"batch_sequences": 65536, "sequences_per_pass": 65536}, "lower train.sequences_per_pass"),
+    "evaluating": ("evaluation", {"batch_size": 65536}, "lower evaluation.batch_size"),
+    "comparing": ("train", {"batch_sequences": 65536, "sequences_per_pass": 4}, "lower train.batch_sequences"),
+    "training ": ("model", {"hidden_size": 65536}, "take a smaller model"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_what_does_not_fit_into_memory_is_refused_with_what_would_help(what: str):
+    section, fields, remedy = MISTAKES[what]
+    with pytest.raises(ConfigError, match=f"{what}.* needs about .* MB of memory and .* has 4,000 MB for it: {remedy}"):
+        check_memory(changed(section, **fields), 4000)
+
+
+def test_so_many_arms_that_their_weights_do_not_fit_together_are_refused():
+    plan = changed("model", num_experts=2048)
+    one = max(requested_mb(train_bytes(config, plan.scale)) for config in plan.configs.values())
+    check_memory(plan, 4 * one)
+    with pytest.raises(ConfigError, match="timing 4 runs in one process needs .*: lower the number of arms"):
+        check_memory(plan, one)
+
+
+def test_what_fits_is_not_refused():
+    check_memory(load_plan("cpu", ROOT / "config"), 1000)

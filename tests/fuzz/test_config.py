@@ -62,7 +62,7 @@ def check(plan: Plan | None) -> None:
         return
     json.dumps(plan.record(), allow_nan=False, ensure_ascii=False).encode()
     assert re.fullmatch("[0-9a-f]{12}", plan.digest())
-    describe(plan, estimate(plan, cores=2)).encode()
+    describe(plan, estimate(plan, cores=2, memory_mb=2000)).encode()
     assert {row.run for row in plan.rows} == set(plan.configs)
     for name, config in plan.configs.items():
         assert re.fullmatch(r"[a-z0-9.+-]{1,200}", name)

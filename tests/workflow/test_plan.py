@@ -19,7 +19,7 @@ def test_a_dry_run_of_every_scale_prints_the_jobs_and_the_cost(scale: str, proje
     done = run(project, "snakemake", "-n", "--config", f"scale={scale}")
     assert done.returncode == 0, done.stderr
     assert "Job stats:" in done.stdout + done.stderr
-    assert [word for word in ("runs", "tokens", "hours", "disk") if f"\n  {word} " not in done.stderr] == []
+    assert [word for word in ("runs", "tokens", "hours", "memory", "disk") if f"\n  {word} " not in done.stderr] == []
 
 
 def test_a_call_without_arguments_is_the_cpu_scale(project: Path):

@@ -93,7 +93,7 @@ def test_a_text_of_the_report_redraws_it_and_trains_nothing(project: Path):
 def test_how_the_machine_is_used_trains_nothing(project: Path):
     path = project / "config" / "scales" / "smoke.yaml"
     raw = yaml.safe_load(path.read_text())
-    raw["hardware"] |= {"memory_mb": 3000, "log_every": 2}
+    raw["hardware"] |= {"tokens_per_second": 3000, "log_every": 2}
     path.write_text(yaml.safe_dump(raw))
     assert set(jobs(run(project, *CALL, "-n"))) == REDRAWN
 

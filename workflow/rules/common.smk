@@ -6,7 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(workflow.basedir))
 
 from moe.settings import ConfigError, canonical_json, digest
-from moe.cost import describe, estimate
 from moe.interruption import tell_children
 from moe.locks import join_workflow
 from moe.provenance import code_fingerprint
@@ -36,7 +35,6 @@ shell.prefix(
 ALL_CORES = workflow.cores or 1
 
 if workflow.is_main_process:
-    print(describe(PLAN, estimate(PLAN, cores=ALL_CORES)), file=sys.stderr)
     if not join_workflow(Path.cwd()):
         print("another Snakemake works in this folder; wait for it or stop it", file=sys.stderr)
 

@@ -43,5 +43,7 @@ rule data:
     priority: 100
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=requested_mb(PACKING_BYTES),
     shell:
         "python -m moe data --config {input.config} --out {output} > {log} 2>&1"

@@ -12,7 +12,7 @@ rule evaluate:
         "../../environment.yml"
     threads: HARDWARE.threads
     resources:
-        mem_mb=HARDWARE.memory_mb,
+        mem_mb=evaluate_mb,
     params:
         settings=canonical_json(PLAN.scale.evaluation),
     shell:
@@ -35,7 +35,7 @@ rule estimators:
         "../../environment.yml"
     threads: HARDWARE.threads
     resources:
-        mem_mb=HARDWARE.memory_mb,
+        mem_mb=requested_mb(estimators_bytes(PLAN.configs[PLAN.widest], PLAN.scale)),
     params:
         settings=canonical_json(PLAN.scale.estimators),
         run=PLAN.widest,
@@ -61,7 +61,7 @@ rule latency:
     threads: ALL_CORES
     resources:
         machine=1,
-        mem_mb=HARDWARE.memory_mb,
+        mem_mb=requested_mb(latency_bytes([PLAN.configs[run] for run in PLAN.timed], PLAN.scale)),
     params:
         settings=canonical_json(PLAN.scale.latency),
         runs=timed_runs(),

@@ -15,6 +15,8 @@ rule tables:
         "results/logs/tables/{scale}.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=requested_mb(DRAWING_BYTES),
     params:
         code=code_fingerprint(drawing=True),
     shell:
@@ -37,6 +39,8 @@ rule figures:
         "results/logs/figures/{scale}.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=requested_mb(DRAWING_BYTES),
     params:
         code=code_fingerprint(drawing=True),
     shell:
@@ -54,6 +58,8 @@ rule report_page:
         "results/logs/report_page/{scale}.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=requested_mb(DRAWING_BYTES),
     params:
         code=code_fingerprint(drawing=True),
     shell:
