@@ -7,7 +7,7 @@ import torch
 
 from moe.config import RunConfig
 from moe.cost import check_memory, estimate
-from moe.memory import requested_mb, train_bytes
+from moe.memory import latency_bytes, requested_mb, train_bytes
 from moe.model import build
 from moe.settings import ConfigError
 from moe.size import num_parameters
@@ -70,11 +70,12 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_would_help(what: str
 
 
 def test_so_many_arms_that_their_weights_do_not_fit_together_are_refused():
-    plan = changed("model", num_experts=2048)
-    one = max(requested_mb(train_bytes(config, plan.scale)) for config in plan.configs.values())
-    check_memory(plan, 4 * one)
+    plan = changed("model", num_experts=8192)
+    timed = [plan.configs[run] for run in plan.timed]
+    two, all_four = (requested_mb(latency_bytes(timed[:number], plan.scale)) for number in (2, 4))
+    check_memory(plan, all_four)
     with pytest.raises(ConfigError, match="timing 4 runs in one process needs .*: lower the number of arms"):
-        check_memory(plan, one)
+        check_memory(plan, two)
 
 
 def test_what_fits_is_not_refused():

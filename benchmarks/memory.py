@@ -1,0 +1,101 @@
+"""Is the memory of a training predicted? The plan against the peak that the operating system has seen."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from moe.config import DataConfig, RunConfig
+from moe.data.packing import prepare
+from moe.memory import MB, peak_bytes
+from moe.scale import HardwareConfig
+
+TARGET = 0.15
+STEPS = 3  # the first step makes the optimizer's state
+MODEL = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "num_experts": 16, "top_k": 2, "expert_size": 128}
+BATCH = {"batch_sequences": 32, "sequences_per_pass": 32}
+SHAPES: dict[str, dict[str, Any]] = {
+    "cpu scale": {"model": {"hidden_size": 64, "num_layers": 2, "num_experts": 32, "expert_size": 64}, "train": BATCH},
+    "activations": {"train": BATCH},
+    "recomputed, bf16": {"train": BATCH | {"activation_checkpointing": True, "precision": "bf16"}},
+    "vocabulary": {"model": {"num_layers": 2}, "vocab_size": 32768, "train": {"batch_sequences": 8}},
+    "optimizer": {"model": {"num_experts": 128}, "train": {"batch_sequences": 8}},
+    "two processes": {"model": {"num_experts": 64}, "train": BATCH, "processes": 2},
+}
+
+
+def measure() -> dict[str, Any]:
+    """Peak resident bytes of one process of each training, predicted and measured; of several the largest."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = _pack(folder)
+        shapes = [_measured(folder / shape.replace(" ", "-"), data, shape) for shape in SHAPES]
+    return {"target": TARGET, "shapes": shapes, "largest_error": max(abs(shape["error"]) for shape in shapes)}
+
+
+def text(record: dict[str, Any]) -> str:
+    """One line per shape, then the largest error beside its target."""
+    lines = ["memory of one process      predicted   measured   error"]
+    for shape in record["shapes"]:
+        sizes = (shape[key] / MB for key in ("predicted_bytes", "measured_bytes"))
+        lines.append(
+            f"  {shape['shape']:22}" + "".join(f"{size:8,.0f} MB" for size in sizes) + f"{shape['error']:+8.1%}"
+        )
+    return "\n".join([*lines, f"  largest error {record['largest_error']:.1%}, target {record['target']:.0%}"])
+
+
+def _pack(folder: Path) -> DataConfig:
+    """One domain of random words in `folder`/packed; a larger vocabulary of a model is never read."""
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=5)) for _ in range(500)]
+    lines = [json.dumps({"text": " ".join(rng.choices(words, k=200))}) for _ in range(400)]
+    (folder / "words.jsonl").write_text("\n".join(lines))
+    source = {"kind": "files", "paths": [str(folder / "words.jsonl")]}
+    sizes = {"vocab_size": 512, "sequence_length": 128, "train_tokens": 32768, "heldout_tokens": 256}
+    config = DataConfig.model_validate({"domains": [{"name": "words", "source": source}], **sizes})
+    prepare(config, folder / "packed")
+    return config
+
+
+def _measured(folder: Path, data: DataConfig, shape: str) -> dict[str, Any]:
+    settings = SHAPES[shape]
+    config = RunConfig.model_validate(
+        {
+            "model": MODEL | settings.get("model", {}),
+            "data": data.model_dump() | {"vocab_size": settings.get("vocab_size", 512)},
+            "train": {"steps": STEPS, "warmup_steps": 1} | settings["train"],
+        }
+    )
+    hardware = HardwareConfig(processes=settings.get("processes", 1))
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "config.json").write_text(config.model_dump_json())
+    where = [
+        "--config",
+        folder / "run" / "config.json",
+        "--data",
+        folder.parent / "packed",
+        "--state",
+        folder / "state",
+    ]
+    command = [sys.executable, "-m", "moe", "train", *map(str, where), "--hardware", hardware.model_dump_json()]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    complaint = process.stderr.read()
+    # Of this one child, and the largest of those that it has waited for.
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(complaint)
+    predicted, measured = peak_bytes(config, hardware), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "shape": shape,
+        "processes": hardware.processes,
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+        "error": predicted / measured - 1,
+    }
