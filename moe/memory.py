@@ -23,7 +23,7 @@ PACKING_BYTES = 600 * MB
 DRAWING_BYTES = 350 * MB
 
 # Fitted: tensors come and go in other orders than they lie in, and glibc keeps the holes. They were 30 % of the live
-# activations, and half as much again until its trim threshold of 64 MiB.
+# activations, and half of the activations more, up to its trim threshold of 64 MiB.
 HOLES = 0.3
 KEPT_BYTES = 64 << 20
 
@@ -99,7 +99,8 @@ def _layer_bytes(config: RunConfig) -> tuple[int, int, int]:
 
 
 def train_bytes(config: RunConfig, scale: Scale) -> int:
-    """Peak of all processes of a training run."""
+    """Peak of all processes of a training run. One that goes on also maps its checkpoint, in pages that the kernel can
+    take back."""
     return scale.hardware.processes * peak_bytes(config, scale.hardware)
 
 
