@@ -20,6 +20,12 @@ MODEL = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "num_experts": 16,
 BATCH = {"batch_sequences": 32, "sequences_per_pass": 32}
 SHAPES: dict[str, dict[str, Any]] = {
     "cpu scale": {"model": {"hidden_size": 64, "num_layers": 2, "num_experts": 32, "expert_size": 64}, "train": BATCH},
+    "cpu scale, compiled": {
+        "model": {"hidden_size": 64, "num_layers": 2, "num_experts": 32, "expert_size": 64},
+        "train": BATCH,
+        "compile": True,
+    },
+    "activations, compiled": {"train": BATCH, "compile": True},
     "activations": {"train": BATCH},
     "recomputed, bf16": {"train": BATCH | {"activation_checkpointing": True, "precision": "bf16"}},
     "vocabulary": {"model": {"num_layers": 2}, "vocab_size": 32768, "train": {"batch_sequences": 8}},
@@ -71,7 +77,7 @@ def _measured(folder: Path, data: DataConfig, shape: str) -> dict[str, Any]:
             "train": {"steps": STEPS, "warmup_steps": 1} | settings["train"],
         }
     )
-    hardware = HardwareConfig(processes=settings.get("processes", 1))
+    hardware = HardwareConfig(processes=settings.get("processes", 1), compile=settings.get("compile", False))
     (folder / "run").mkdir(parents=True)
     (folder / "run" / "config.json").write_text(config.model_dump_json())
     where = [

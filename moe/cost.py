@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from moe.config import RunConfig
-from moe.memory import MB, estimators_bytes, evaluate_bytes, latency_bytes, probe_bytes, requested_mb, train_bytes
+from moe.memory import MB, estimators_bytes, evaluate_bytes, latency_bytes, requested_mb, train_bytes
 from moe.settings import ConfigError
 from moe.size import num_parameters
 from moe.sweep import Plan
@@ -67,8 +67,6 @@ def check_memory(plan: Plan, limit_mb: int) -> None:
             evaluation = scale.evaluation.model_copy(update={"batch_size": 1})
             least = evaluate_bytes(config, scale.model_copy(update={"evaluation": evaluation}))
             raise _refusal(f"evaluating {run}", needed, least, "evaluation.batch_size", limit_mb)
-        if (needed := probe_bytes(config)) > limit:
-            raise _refusal(f"probing {run}", needed, needed, "", limit_mb)
     if (needed := estimators_bytes(plan.configs[plan.widest], scale)) > limit:
         least = estimators_bytes(_trained(plan.configs[plan.widest], batch_sequences=1), scale)
         what = f"comparing estimators on {plan.widest}, with the whole batch in one pass,"

@@ -28,7 +28,7 @@ HOLES = 0.3
 KEPT_BYTES = 64 << 20
 
 PROBE_SEQUENCES = 32
-"""Sequences of a batch of `moe/probe.py`, whose import takes seconds."""
+"""Sequences of a batch of `moe/probe.py`, which is part of the evaluation; its import takes seconds."""
 
 LOADED = 2
 """How often the weights of a loaded checkpoint count: its file stays mapped beside them."""
@@ -41,6 +41,8 @@ RESERVE_BYTES = 256 * MB
 
 def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     """Peak resident memory of one process of a training run.
+
+    Compiled layers keep less of a pass and their compiler more of its own, about as much at small sizes.
 
     libraries + weights + AdamW's two moments (+ DDP's buckets of the gradients) + the largest of three moments: loss,
     backward pass of the last layer's experts, end of the backward pass.
@@ -86,13 +88,13 @@ def _layer_bytes(config: RunConfig) -> tuple[int, int, int]:
         attention += 3 * 2 * hidden  # a copy of the input for each of q, k and v
     # Router: logits, scores, and the scores again that the statistics sum up; chosen experts and their gates.
     router = 4 * 3 * model.num_experts + (8 + 4) * model.top_k
-    # Experts (`_SortedExperts`): order and position; rows, gate, up, activated, inner and outputs, in fp32.
-    experts = 2 * 8 * model.top_k + 4 * (2 * rows + 4 * units)
+    # Experts (`sorted_experts`): order and position; gate and up, activated, their product, and that times the gates.
+    experts = 2 * 8 * model.top_k + 4 * 5 * units
     # Shared experts: gate, activated, up, inner; their output before the gate.
     shared = 4 * (4 * model.num_shared_experts * model.expert_size + hidden) if model.num_shared_experts else 0
     layer = norms + attention + router + experts + shared
-    # Gradients of rows, inner, gate and up; then that of the activation, or the sum over rows and its next term.
-    working = 4 * (rows + 3 * units + max(units + hidden, 2 * hidden))
+    # Gradients of product and activated, gate and up, and of the rows, which are summed up over each token.
+    working = 4 * (rows + 4 * units + hidden)
     if not config.train.activation_checkpointing:
         return layer, 0, working
     return 4 * hidden + 4 * 2 * model.num_experts + 8 * model.top_k, layer, working
@@ -119,17 +121,12 @@ def latency_bytes(configs: Sequence[RunConfig], scale: Scale) -> int:
     return max(steps) + (2 * LOADED + 2) * sum(weights)
 
 
-def probe_bytes(config: RunConfig) -> int:
-    """Peak of routing the held-out text."""
-    return PROBE_BYTES + _inference_bytes(config, PROBE_SEQUENCES)
-
-
 def evaluate_bytes(config: RunConfig, scale: Scale) -> int:
     """Peak of the evaluation: the logits of a batch and their log-softmax, which lm-eval copies once more."""
     sequences = scale.evaluation.batch_size
     logits = 4 * sequences * config.data.sequence_length * config.data.vocab_size
-    libraries, copies = (LM_EVAL_BYTES, 3) if scale.evaluation.tasks else (TRAINING_BYTES, 2)
-    return libraries + _inference_bytes(config, sequences) + copies * logits
+    libraries, copies = (LM_EVAL_BYTES, 3) if scale.evaluation.tasks else (PROBE_BYTES, 2)
+    return libraries + _inference_bytes(config, max(sequences, PROBE_SEQUENCES)) + copies * logits
 
 
 def _inference_bytes(config: RunConfig, sequences: int) -> int:
