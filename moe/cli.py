@@ -120,10 +120,9 @@ def _train(args: argparse.Namespace, config: RunConfig, hardware: HardwareConfig
 
 def evaluate(args: argparse.Namespace) -> None:
     """measure held-out loss and lm-eval tasks, and which experts the text of each domain is sent to"""
-    from moe.evaluate import evaluate
+    from moe.evaluate import evaluate_all
 
-    settings = _settings(EvaluationConfig, args.settings, "--settings")
-    evaluate(run_folder=args.run, data_folder=args.data, settings=settings, out=args.out)
+    evaluate_all(args.run, _settings(EvaluationConfig, args.settings, "--settings"))
 
 
 def latency(args: argparse.Namespace) -> None:
@@ -242,7 +241,10 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
         "--hardware": JSON,
         "--skip-nonfinite": {"action": "store_true", "help": "leave out steps whose gradient is not finite"},
     },
-    evaluate: RUN | {"--settings": JSON},
+    evaluate: {
+        "--run": PAIR | {"nargs": 3, "metavar": ("RUN", "DATA", "OUT"), "help": "a trained run, its data, the record"},
+        "--settings": JSON,
+    },
     latency: {
         "--run": PAIR,
         "--settings": JSON,

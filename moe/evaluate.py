@@ -9,11 +9,12 @@ The record holds no time, date or path: equal inputs give equal files.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -46,7 +47,22 @@ SEED = 1234
 """Seed of few-shot samples, lm-eval's own default."""
 
 
-def evaluate(*, run_folder: Path, data_folder: Path, settings: EvaluationConfig, out: Path) -> None:
+Loader = Callable[[str], dict[str, Any]]
+"""From the name of a task to what lm-eval evaluates."""
+
+
+def evaluate_all(runs: Sequence[tuple[Path, Path, Path]], settings: EvaluationConfig) -> None:
+    """Evaluate runs one after the other, each a run folder, a data folder and where its record goes; what is equal for
+    all of them is loaded once."""
+    load = functools.cache(lambda name: official.loader(settings.source)(name))
+    for run_folder, data_folder, out in runs:
+        print(run_folder.name, flush=True)
+        evaluate(run_folder=run_folder, data_folder=data_folder, settings=settings, out=out, load=load)
+
+
+def evaluate(
+    *, run_folder: Path, data_folder: Path, settings: EvaluationConfig, out: Path, load: Loader | None = None
+) -> None:
     """Measure the model of `run_folder` on the held-out text of `data_folder` and on `settings.tasks`; write `out` and,
     before it and beside it, `routing.parquet`.
 
@@ -81,7 +97,8 @@ def evaluate(*, run_folder: Path, data_folder: Path, settings: EvaluationConfig,
     record["lm_eval"] = {}
     if settings.tasks:
         window = config.data.sequence_length
-        record["lm_eval"] = _lm_eval(model, tokenizer, data_folder, domains, window=window, settings=settings)
+        load = load or official.loader(settings.source)
+        record["lm_eval"] = _lm_eval(model, tokenizer, data_folder, domains, load, window=window, settings=settings)
     write_json(out, record)
 
 
@@ -128,6 +145,7 @@ def _lm_eval(
     tokenizer: PreTrainedTokenizerBase,
     data_folder: Path,
     domains: list[str],
+    load: Loader,
     *,
     window: int,
     settings: EvaluationConfig,
@@ -146,14 +164,12 @@ def _lm_eval(
         from moe.lm_eval_tasks.language_model import TrainedWindow
 
         lm = TrainedWindow(model, tokenizer, window=window, batch_size=settings.batch_size)
-    load: Callable[[str], dict[str, Any]] | None = None
     record: dict[str, Any] = {}
     for name, limit in settings.tasks.items():
         with _quiet():
             if name in heldout.TASKS:
                 loaded = heldout.heldout_task(name, data_folder, domains, tokenizer)
             else:
-                load = load or official.loader(settings.source)
                 loaded = load(name)
             for task in loaded["tasks"].values():
                 if task.get_config("num_fewshot") is None:

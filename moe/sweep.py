@@ -218,15 +218,20 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
 
 
 def run_name(config: RunConfig) -> str:
-    """Readable file name of a run, for example `e16k2-w32+w1x0.01-s1-1a2b3c4d`: experts and top-k, balance windows in
-    sequences with later weights relative to the first, seed, digest."""
+    """File name of a run: that of its series and the seed."""
+    return f"{series_name(config)}-s{config.seed}"
+
+
+def series_name(config: RunConfig) -> str:
+    """Readable name of the runs that differ in their seed alone, for example `e16k2-w32+w1x0.01-1a2b3c4d`: experts and
+    top-k, balance windows in sequences with later weights relative to the first, digest."""
     first = config.balance.terms[0].weight if config.balance.terms else 0.0
     parts = [_term_slug(term, first, config.train) for term in config.balance.terms]
     if bias := config.balance.bias:
         parts.append(f"b{window_sequences(bias, config.train)}x{bias.rate:g}")
     slug = "+".join(parts) or "w0"
     model = config.model
-    return f"e{model.num_experts}k{model.top_k}-{slug[:60]}-s{config.seed}-{digest(config)}"
+    return f"e{model.num_experts}k{model.top_k}-{slug[:60]}-{digest(config.model_copy(update={'seed': 0}))}"
 
 
 def _term_slug(term: BalanceTerm, first: float, train: TrainConfig) -> str:

@@ -111,11 +111,15 @@ def test_measurements(stage: str, trained, tmp_path: Path, capsys) -> None:
         "latency": ["--settings", '{"warmup": 0, "repeats": 1, "prompt_tokens": 4, "decode_tokens": 2}'],
         "estimators": ["--settings", '{"every": 2, "passes": [2], "repeats": 2}'],
     }
-    where: list[object] = ["--run", run, packed] if stage == "latency" else ["--run", run, "--data", packed]
 
     def arguments(folder: Path) -> list[object]:
-        state = ["--state", folder / "state"] if stage == "estimators" else []
-        return [stage, *where, *settings.get(stage, []), *state, "--out", folder / f"{stage}.json"]
+        out = folder / f"{stage}.json"
+        where: dict[str, list[object]] = {
+            "evaluate": ["--run", run, packed, out],
+            "latency": ["--run", run, packed, "--out", out],
+            "estimators": ["--run", run, "--data", packed, "--state", folder / "state", "--out", out],
+        }
+        return [stage, *where[stage], *settings[stage]]
 
     check_finished_by_and_by(arguments, PAGE, tmp_path, capsys)
 

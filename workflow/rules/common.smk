@@ -20,6 +20,7 @@ except ConfigError as error:
     sys.exit(f"error: {error}")
 
 HARDWARE = PLAN.scale.hardware
+SEEDS = PLAN.scale.seeds
 # How the machine is used is neither input nor param of a rule: it changes no result, so it must retrain nothing.
 HARDWARE_JSON = shlex.quote(canonical_json(HARDWARE))
 # Neither is what a step without a finite gradient leads to: `--config skip_nonfinite=true`.
@@ -47,6 +48,7 @@ onstart:
 wildcard_constraints:
     scale=PLAN.name,
     run="[^/]+",
+    series="[^/]+",
     data="[0-9a-f]{8}",
     sets=digest(PLAN.scale.evaluation),
 
@@ -74,6 +76,22 @@ def data_folder(run):
 def packed_data(wildcards):
     """`data_folder` as an input."""
     return data_folder(wildcards.run)
+
+
+def series_records(wildcards):
+    """The training records of the runs of a series."""
+    return [f"results/runs/{wildcards.series}-s{seed}/train.json" for seed in SEEDS]
+
+
+def series_data(wildcards):
+    """The data of a series."""
+    return data_folder(f"{wildcards.series}-s{SEEDS[0]}")
+
+
+def series_runs(wildcards):
+    """The runs of a series as arguments: run, data, record."""
+    runs = [f"results/runs/{wildcards.series}-s{seed}" for seed in SEEDS]
+    return [f"--run {run} {series_data(wildcards)} {run}/evaluation.json" for run in runs]
 
 
 def timed_records(wildcards):

@@ -1,13 +1,14 @@
+# All seeds of an arm in one process: to load the libraries and the tasks takes longer than to evaluate a run.
 rule evaluate:
     input:
-        record="results/runs/{run}/train.json",
-        data=packed_data,
+        records=series_records,
+        data=series_data,
         sets=f"results/sets/{digest(PLAN.scale.evaluation)}",
     output:
-        record="results/runs/{run}/evaluation.json",
-        routing="results/runs/{run}/routing.parquet",
+        records=expand("results/runs/{{series}}-s{seed}/evaluation.json", seed=SEEDS),
+        routing=expand("results/runs/{{series}}-s{seed}/routing.parquet", seed=SEEDS),
     log:
-        "results/logs/evaluate/{run}.log",
+        "results/logs/evaluate/{series}.log",
     conda:
         "../../environment.yml"
     threads: HARDWARE.threads
@@ -15,9 +16,9 @@ rule evaluate:
         mem_mb=evaluate_mb,
     params:
         settings=canonical_json(PLAN.scale.evaluation),
+        runs=series_runs,
     shell:
-        "python -m moe evaluate --run results/runs/{wildcards.run} --data {input.data} --settings {params.settings:q}"
-        " --out {output.record} > {log} 2>&1"
+        "python -m moe evaluate {params.runs} --settings {params.settings:q} > {log} 2>&1"
 
 
 # Its steps are timed too, as ratios of neighbours in time, so it need not be alone.
