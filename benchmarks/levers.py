@@ -1,0 +1,152 @@
+"""What does each thing that makes a step fast bring? The step as it is trained, and the same without that thing.
+
+All variants take turns in one process, on one thread, at the cpu scale; a ratio above 1 is what the step would take
+longer without the lever.
+"""
+
+import ctypes
+import gc
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from benchmarks.contenders import Batches
+from moe import speed
+from moe.config import RunConfig
+from moe.model import objective as model_objective
+from moe.model.build import build_model
+from moe.model.objective import Objective
+from moe.step import Step, Stopwatch, make_optimizer, split_batch
+from moe.sweep import load_plan
+
+ROUNDS, STEPS = 7, 6
+GLIBC_DEFAULT = 128 << 10  # bytes, of both thresholds
+TILES = range(240, 257)  # rows of an expert, 256 in the mean
+
+
+def measure() -> dict[str, Any]:
+    """Median seconds of a step per variant, and of one round after the other; seconds of products of odd rows."""
+    torch.set_num_threads(1)
+    plan = load_plan("cpu", Path(__file__).parents[1] / "config")
+    config = plan.configs[plan.widest]
+    stock: dict[str, Callable[[PreTrainedModel], None]] = {
+        "stock grouped_mm experts": lambda model: model.set_experts_implementation("grouped_mm"),
+        "eager attention": lambda model: model.set_attn_implementation("eager"),
+    }
+    trained = _step(config)
+    variants: dict[str, tuple[Step, Callable[[], AbstractContextManager[Any]]]] = {
+        "as trained": (trained, nullcontext),
+        "layers not compiled": (_step(config, compiled=False), nullcontext),
+        "start-up objects collected": (trained, _collected),
+        "freed memory given back": (trained, _given_back),
+        "full logits": (trained, lambda: patch.object(model_objective.F, "linear_cross_entropy", _full_logits)),
+    }
+    variants |= {name: (_step(config, change=change), nullcontext) for name, change in stock.items()}
+    batches, seconds = Batches(config), {name: [] for name in variants}
+    speed.keep_memory()
+    for round_ in range(ROUNDS + 1):
+        for name, (step, switched) in variants.items():
+            with switched():
+                found = [_seconds(step, batches, round_ * STEPS + i) for i in range(STEPS)]
+            seconds[name] += [median(found[1:])] if round_ else []  # the first compiles and warms up
+    return {"rounds": seconds, "tiles": {str(rows): _product_seconds(rows) for rows in TILES}}
+
+
+def text(record: dict[str, Any]) -> str:
+    """One line per lever."""
+    rounds = record["rounds"]
+    lines = [f"levers at the cpu scale, one thread; as trained {median(rounds['as trained']) * 1e3:.1f} ms per step"]
+    for name in list(rounds)[1:]:
+        ratios = sorted(other / base for other, base in zip(rounds[name], rounds["as trained"], strict=True))
+        lines.append(f"  {name:28} {median(ratios):5.2f}x ({ratios[0]:.2f}..{ratios[-1]:.2f})")
+    tiles = {int(rows): seconds for rows, seconds in record["tiles"].items()}
+    whole = tiles.pop(max(tiles))
+    lines.append(
+        f"  {min(tiles)}..{max(tiles)} rows not padded to 256: {median(tiles.values()) / whole:.2f}x the time of 256"
+    )
+    return "\n".join(lines)
+
+
+def _step(
+    config: RunConfig,
+    *,
+    compiled: bool = True,
+    change: Callable[[PreTrainedModel], None] | None = None,
+) -> Step:
+    model = build_model(
+        config.model, vocab_size=config.data.vocab_size, max_tokens=config.data.sequence_length, seed=config.seed
+    )
+    if change:
+        change(model)
+    objective = Objective(model).train()
+    if compiled and not speed.compile_layers(model):
+        raise RuntimeError("no C++ compiler works here: nothing to compare with")
+    accelerator = Accelerator()
+    optimizer = make_optimizer(config.train, objective)
+    return Step(
+        config,
+        objective=objective,
+        prepared=objective,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        layout=split_batch(config.train, num_ranks=1, rank=0),
+    )
+
+
+def _seconds(step: Step, batches: Batches, index: int) -> float:
+    tokens_BN = batches.tokens(index)
+    began = time.perf_counter()
+    step(step.config.train.steps // 2, tokens_BN, Stopwatch(torch.device("cpu"), measure=False), measure=False)
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _collected():
+    gc.unfreeze()
+    try:
+        yield
+    finally:
+        gc.freeze()
+
+
+@contextmanager
+def _given_back():
+    def set_thresholds(size: int) -> None:
+        if platform.libc_ver()[0] == "glibc":
+            libc = ctypes.CDLL(None)
+            libc.mallopt(speed.M_MMAP_THRESHOLD, size)
+            libc.mallopt(speed.M_TRIM_THRESHOLD, size)
+
+    set_thresholds(GLIBC_DEFAULT)
+    try:
+        yield
+    finally:
+        set_thresholds(speed.KEPT_BYTES)
+
+
+def _full_logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, **settings: Any) -> torch.Tensor:
+    settings.pop("options")
+    return F.cross_entropy(F.linear(hidden, weight), targets, **settings)
+
+
+def _product_seconds(rows: int) -> float:
+    """Of the products of one expert with so many rows, forward and backward."""
+    a, b, c = torch.randn(rows, 64), torch.randn(128, 64), torch.randn(rows, 128)
+    times = []
+    for _ in range(200):
+        began = time.perf_counter()
+        torch.mm(a, b.T)
+        torch.mm(c, b)
+        torch.mm(c.T, a)
+        times.append(time.perf_counter() - began)
+    return median(times)
