@@ -8,7 +8,7 @@ START := $(shell date +%s)
 RUN := .venv/bin/python -m
 REFERENCE := results/reference/$(SCALE)
 
-.PHONY: help environment reproduce smoke test figures reference format clean
+.PHONY: help environment reproduce smoke test bench figures reference format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: environment ## format, lint, types, tests
 	$(RUN) snakemake --lint
 	$(RUN) basedpyright --pythonpath .venv/bin/python
 	$(RUN) pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/workflow tests
+
+bench: environment ## measure speed and memory beside other programs, in about ten minutes on an idle machine
+	@$(RUN) benchmarks --out results/benchmarks
 
 figures: environment ## redraw the committed figures and report from the committed records
 	@$(RUN) moe tables --records $(REFERENCE)/runs.json --runs $(REFERENCE)/runs --out $(REFERENCE)/tables

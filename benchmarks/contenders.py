@@ -2,15 +2,19 @@
 
 `python -m benchmarks.contenders NAME CONFIG THREADS` reads commands from stdin and answers each with a line of JSON:
     check    loss and gradient norm of the first batch, without auxiliary losses, before any update
-    <n>      seconds of n training steps, each from the end of the step before, so that all that a loop does is in it
+    <n>      seconds of n training steps, each from the end of the step before, so that all that a loop does is in it;
+             one more goes before, in which a loop sets itself up
     memory   peak memory of the process so far, in bytes
+The floors are processes of the same kind, which know no `check`.
 """
 
+import contextlib
+import itertools
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +24,23 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from benchmarks.floor import floor
 from moe.config import RunConfig
 from moe.data.order import SampleOrder, read_batch
 from moe.model.build import build_model, stock_model
 from moe.model.objective import Objective
 from moe.settings import read_json
+from moe.speed import compile_layers, keep_memory
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
+from moe.sweep import load_plan
 
 # B sequences of the batch, N tokens of a sequence
 
-LOG_EVERY = 20  # steps between two lines of the log at the cpu scale
+PLAN = load_plan("cpu", Path(__file__).parents[1] / "config")
 PACKED_SEQUENCES = 4096
 
 Run = Callable[[int], list[float]]
+Check = Callable[[], tuple[float, float]]
 
 
 class Batches:
@@ -51,38 +59,45 @@ class Batches:
         return read_batch(self.packed, *self.order.batch(step))
 
 
-def ours(config: RunConfig) -> tuple[Run, Callable[[], tuple[float, float]]]:
-    """The training step of this project, metrics included as often as the cpu scale logs them."""
-    accelerator = Accelerator(mixed_precision=_mixed_precision(config))
+def ours(config: RunConfig, *, compiled: bool) -> tuple[Run, Check]:
+    """What `moe train` does in a step, metrics included as often as the cpu scale logs them."""
+    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bf16" else "no")
     objective = Objective(_build(build_model, config).to(accelerator.device)).train()
+    if compiled and not compile_layers(objective.model):
+        raise RuntimeError("no C++ compiler works here, so that our steps would not be those that users get")
+    prepared, optimizer = accelerator.prepare(objective, make_optimizer(config.train, objective))
     step = Step(
         config,
         objective=objective,
-        prepared=objective,
-        optimizer=make_optimizer(config.train, objective),
+        prepared=prepared,
+        optimizer=optimizer,
         accelerator=accelerator,
         layout=split_batch(config.train, num_ranks=1, rank=0),
     )
     batches = Batches(config)
+    log_every = PLAN.scale.hardware.log_every
+    due = (done % log_every == 0 for done in itertools.count(1))
+    keep_memory()
 
     def run(steps: int) -> list[float]:
         clock = Clock()
-        for i in range(steps):
-            measure = i % LOG_EVERY == LOG_EVERY - 1
+        for i in range(steps + 1):
+            measure = next(due)
             stopwatch = Stopwatch(accelerator.device, measure=measure)
-            step(config.train.steps // 2, batches.tokens(i), stopwatch, measure=measure)
+            tokens_BN = batches.tokens(i)
+            step(config.train.steps // 2, tokens_BN, stopwatch, measure=measure)
             clock.tick()
-        return clock.seconds
+        return clock.seconds[1:]
 
     def check() -> tuple[float, float]:
         tokens_BN = torch.from_numpy(batches.tokens(0)).to(accelerator.device)
-        nats, _ = objective(tokens_BN)
+        nats, _ = prepared(tokens_BN)
         return _gradient(nats / tokens_BN[:, 1:].numel(), objective.model)
 
     return run, check
 
 
-def trainer(config: RunConfig, experts: str) -> tuple[Run, Callable[[], tuple[float, float]]]:
+def trainer(config: RunConfig, experts: str) -> tuple[Run, Check]:
     """`transformers.Trainer` on the stock model, with its own `experts` and its own load-balancing loss."""
     model = _stock(config, experts)
     batches = Batches(config)
@@ -113,17 +128,17 @@ def trainer(config: RunConfig, experts: str) -> tuple[Run, Callable[[], tuple[fl
 
     def run(steps: int) -> list[float]:
         clock = Clock()
-        arguments.max_steps = steps
+        arguments.max_steps = steps + 1
         callback = _Ticks(clock)
         found.add_callback(callback)
         found.train()
         found.remove_callback(callback)
-        return clock.seconds
+        return clock.seconds[1:]
 
-    return run, lambda: _check_stock(model, batches)
+    return run, lambda: _check_stock(model.to(_device()), batches, config)
 
 
-def plain_loop(config: RunConfig, experts: str) -> tuple[Run, Callable[[], tuple[float, float]]]:
+def plain_loop(config: RunConfig, experts: str) -> tuple[Run, Check]:
     """A training loop of twenty lines over the stock model: no Trainer, no Accelerate."""
     model = _stock(config, experts).to(_device())
     optimizer = make_optimizer(config.train, model)
@@ -131,25 +146,41 @@ def plain_loop(config: RunConfig, experts: str) -> tuple[Run, Callable[[], tuple
 
     def run(steps: int) -> list[float]:
         clock = Clock()
-        for i in range(steps):
+        for i in range(steps + 1):
             tokens_BN = torch.from_numpy(batches.tokens(i)).to(_device())
-            with torch.autocast(_device(), torch.bfloat16, enabled=config.train.precision == "bf16"):
+            with _autocast(config):
                 loss = model(input_ids=tokens_BN, labels=tokens_BN, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.gradient_clip)
             optimizer.step()
             optimizer.zero_grad()
             clock.tick()
-        return clock.seconds
+        return clock.seconds[1:]
 
-    return run, lambda: _check_stock(model, batches)
+    return run, lambda: _check_stock(model, batches, config)
 
 
-CONTENDERS: dict[str, Callable[[RunConfig], tuple[Run, Callable[[], tuple[float, float]]]]] = {
-    "ours": ours,
+def products_alone(config: RunConfig, *, warm: bool) -> Run:
+    """The matrix products of a step and nothing else."""
+    seconds = floor(config, warm=warm)
+    return lambda steps: [seconds() for _ in range(steps + 1)][1:]
+
+
+CONTENDERS: dict[str, Callable[[RunConfig], tuple[Run, Check]]] = {
+    "ours": lambda config: ours(config, compiled=PLAN.scale.hardware.compile),
+    "ours, not compiled": lambda config: ours(config, compiled=False),
     "Trainer, grouped_mm": lambda config: trainer(config, "grouped_mm"),
     "Trainer, eager": lambda config: trainer(config, "eager"),
     "plain loop, eager": lambda config: plain_loop(config, "eager"),
+}
+GPU_CONTENDERS: dict[str, Callable[[RunConfig], tuple[Run, Check]]] = {
+    "Trainer, batched_mm": lambda config: trainer(config, "batched_mm"),
+    "Trainer, sonicmoe": lambda config: trainer(config, "sonicmoe"),
+}
+"""Implementations of the experts that may not start: they need a kernel, or more memory than there is."""
+FLOORS: dict[str, Callable[[RunConfig], Run]] = {
+    "floor": lambda config: products_alone(config, warm=True),
+    "floor, cold operands": lambda config: products_alone(config, warm=False),
 }
 
 
@@ -208,9 +239,10 @@ def _stock(config: RunConfig, experts: str) -> PreTrainedModel:
     return model
 
 
-def _check_stock(model: PreTrainedModel, batches: Batches) -> tuple[float, float]:
+def _check_stock(model: PreTrainedModel, batches: Batches, config: RunConfig) -> tuple[float, float]:
     tokens_BN = torch.from_numpy(batches.tokens(0)).to(model.device)
-    loss = model(input_ids=tokens_BN, labels=tokens_BN, use_cache=False, output_router_logits=False).loss
+    with _autocast(config):
+        loss = model(input_ids=tokens_BN, labels=tokens_BN, use_cache=False, output_router_logits=False).loss
     return _gradient(loss, model)
 
 
@@ -220,8 +252,8 @@ def _gradient(loss: Tensor, model: PreTrainedModel) -> tuple[float, float]:
     return loss.item(), float(torch.stack([gradient.norm() for gradient in gradients]).norm())
 
 
-def _mixed_precision(config: RunConfig) -> str:
-    return "bf16" if config.train.precision == "bf16" else "no"
+def _autocast(config: RunConfig) -> torch.autocast:
+    return torch.autocast(_device(), torch.bfloat16, enabled=config.train.precision == "bf16")
 
 
 def _device() -> str:
@@ -234,23 +266,21 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _commands() -> Iterator[str]:
-    for line in sys.stdin:
-        yield line.strip()
-
-
-def main(name: str, config: Path, threads: int) -> None:
+def main(name: str, config_file: Path, threads: int) -> None:
     """Obey the commands on stdin."""
     torch.set_num_threads(threads)
-    run, check = CONTENDERS[name](read_json(RunConfig, config))
-    for command in _commands():
-        if command == "check":
-            answer: Any = check()
-        elif command == "memory":
-            answer = _peak_bytes()
+    config = read_json(RunConfig, config_file)
+    commands: dict[str, Callable[[], Any]] = {"memory": _peak_bytes}
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
+        if name in FLOORS:
+            run = FLOORS[name](config)
         else:
-            answer = run(int(command))
-        print(json.dumps(answer), flush=True)
+            run, commands["check"] = (CONTENDERS | GPU_CONTENDERS)[name](config)
+        for line in sys.stdin:
+            command = line.strip()
+            answer = commands[command]() if command in commands else run(int(command))
+            print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
