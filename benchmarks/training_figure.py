@@ -28,13 +28,8 @@ def training_figure(measured: dict[str, Any]) -> Figure:
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
-        axes.set_title(f"{name}: {_size(shape['config'])}")
-    axes.set_xlabel("time of a training step, ms (median; whiskers: medians of the rounds)")
+        model = shape["config"]["model"]
+        axes.set_title(f"{name}: {model['num_layers']} x {model['hidden_size']}, {model['num_experts']} experts")
+    axes.set_xlabel("time per step, ms (whiskers: rounds)")
     style.legend_below(figure, axes)
     return figure
-
-
-def _size(config: dict[str, Any]) -> str:
-    model, tokens = config["model"], config["train"]["batch_sequences"] * config["data"]["sequence_length"]
-    size = f"{model['num_layers']} layers of {model['hidden_size']}, {model['num_experts']} experts"
-    return f"{size}, {tokens:,} tokens"
