@@ -164,24 +164,24 @@ def _shape(config: RunConfig, config_file: Path) -> dict[str, Any]:
         started = {name: stack.enter_context(Process(name, config_file)) for name in _names()}
         answers, first_seconds, failed = {}, {}, {}
         for name in [name for name in started if name not in FLOORS]:
-            started[name].ask("memory")  # it is ready
-            began = time.perf_counter()
             try:
+                started[name].ask("memory")  # it is ready
+                began = time.perf_counter()
                 answers[name] = started[name].ask("check")
+                first_seconds[name] = time.perf_counter() - began
             except RuntimeError as error:
                 if name not in GPU_CONTENDERS:
                     raise
                 failed[name] = str(error)
                 del started[name]
-            first_seconds[name] = time.perf_counter() - began
         check_equal(answers, TOLERANCES[train.precision])
-        warm = {name: min(process.ask(2)) for name, process in started.items()}
+        warm = {name: process.ask(1)[0] for name, process in started.items()}
         steps = max(1, min(STEPS, int(BUDGET_SECONDS / ROUNDS / sum(warm.values())) - 1))
         samples = {name: [] for name in started}
         for _ in range(ROUNDS):
             for name, process in started.items():
                 samples[name].append(process.ask(steps))
-        peaks = {name: started[name].ask("memory") for name in answers if name in started}
+        peaks = {name: started[name].ask("memory") for name in answers}
     tokens = train.batch_sequences * data.sequence_length
     parts = {name: _step_part(seconds, tokens) for name, seconds in samples.items()}
     ours = samples["ours"]

@@ -29,7 +29,9 @@ def training_figure(measured: dict[str, Any]) -> Figure:
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
         model = shape["config"]["model"]
-        axes.set_title(f"{name}: {model['num_layers']} x {model['hidden_size']}, {model['num_experts']} experts")
+        axes.set_title(
+            f"{name}: {model['num_layers']} layers of {model['hidden_size']}, {model['num_experts']} experts"
+        )
     axes.set_xlabel("time per step, ms (whiskers: rounds)")
     style.legend_below(figure, axes)
     return figure
