@@ -12,6 +12,14 @@ from torch import Tensor
 # L layers, S sequences, N tokens of a sequence, T = S·N tokens, E experts, K choices
 
 
+class LayerSums(NamedTuple):
+    """What one layer contributes to `Statistics`; its fields are those, layer by layer."""
+
+    counts_SE: Tensor
+    scores_SE: Tensor
+    squares_S: Tensor
+
+
 class Statistics(NamedTuple):
     """Sufficient statistics of the sequences of one forward pass."""
 
@@ -33,25 +41,21 @@ def sequence_statistics(
     `logits_LTE`: per layer router logits [T, E]; `selected_LTK`: per layer chosen experts [T, K]; T runs through the
     `num_sequences` sequences one after the other. `mask_SN`: true where a token counts; absent, all do.
     """
-    layers = [
-        _layer_statistics(logits_TE, selected_TK, num_sequences, mask_SN)
-        for logits_TE, selected_TK in zip(logits_LTE, selected_LTK, strict=True)
-    ]
-    counts, scores, squares = (torch.stack(parts) for parts in zip(*layers, strict=True))
-    if mask_SN is None:
-        tokens_S = counts.new_full((num_sequences,), logits_LTE[0].shape[0] // num_sequences)
-    else:
-        tokens_S = mask_SN.sum(dim=1)
-    return Statistics(counts, scores, squares, tokens_S)
+    layers = []
+    for logits_TE, selected_TK in zip(logits_LTE, selected_LTK, strict=True):
+        wide_TE = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
+        scores_TE = wide_TE.softmax(dim=-1)
+        layers.append(layer_sums(wide_TE, scores_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN))
+    return stack_layers(layers, tokens_per_sequence=len(logits_LTE[0]) // num_sequences, mask_SN=mask_SN)
 
 
-def _layer_statistics(
-    logits_TE: Tensor, selected_TK: Tensor, num_sequences: int, mask_SN: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits_TE = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
-    logits_SNE = logits_TE.unflatten(0, (num_sequences, -1))
-    squares_SN = logits_SNE.logsumexp(dim=-1).square()
-    scores_SNE = logits_SNE.softmax(dim=-1)
+def layer_sums(
+    logits_TE: Tensor, scores_TE: Tensor, selected_TK: Tensor, *, num_sequences: int, mask_SN: Tensor | None
+) -> LayerSums:
+    """The sums of one layer from its logits, fp32 or wider, and their softmax; else as in `sequence_statistics`."""
+    num_experts = logits_TE.shape[-1]
+    squares_SN = logits_TE.logsumexp(dim=-1).square().view(num_sequences, -1)
+    scores_SNE = scores_TE.view(num_sequences, -1, num_experts)
     selected_SC = selected_TK.reshape(num_sequences, -1)
     if mask_SN is None:
         weights_SC = torch.ones_like(selected_SC)
@@ -59,5 +63,12 @@ def _layer_statistics(
         squares_SN = squares_SN * mask_SN
         scores_SNE = scores_SNE * mask_SN[..., None]
         weights_SC = mask_SN.to(selected_SC.dtype).repeat_interleave(selected_TK.shape[-1], dim=1)
-    counts_SE = selected_SC.new_zeros(num_sequences, logits_TE.shape[-1]).scatter_add_(1, selected_SC, weights_SC)
-    return counts_SE, scores_SNE.sum(dim=1), squares_SN.sum(dim=1)
+    counts_SE = selected_SC.new_zeros(num_sequences, num_experts).scatter_add_(1, selected_SC, weights_SC)
+    return LayerSums(counts_SE, scores_SNE.sum(dim=1), squares_SN.sum(dim=1))
+
+
+def stack_layers(layers: Sequence[LayerSums], *, tokens_per_sequence: int, mask_SN: Tensor | None) -> Statistics:
+    """The statistics of all layers; `tokens_per_sequence` counts where there is no mask."""
+    counts, scores, squares = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    tokens_S = counts.new_full(counts.shape[1:2], tokens_per_sequence) if mask_SN is None else mask_SN.sum(dim=1)
+    return Statistics(counts, scores, squares, tokens_S)

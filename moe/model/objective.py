@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe.balance.statistics import Statistics, sequence_statistics
-from moe.model.router import Routing, record_routing, widened
+from moe.balance.statistics import Statistics, stack_layers
+from moe.model.router import record_sums, widened
 
 # S sequences, N tokens of a sequence, H hidden units
 
@@ -37,9 +37,9 @@ class Objective(nn.Module):
         `mask_SN`: true where a token counts. Padding stands at the end of a sequence, where causal attention keeps it
         from being seen.
         """
-        with record_routing(self.model) as layers:
+        with record_sums(self.model, num_sequences=len(tokens_SN), mask_SN=mask_SN) as layers:
             hidden_SNH = self.model.model(input_ids=tokens_SN, use_cache=False).last_hidden_state
-        statistics = _statistics(layers, tokens_SN, mask_SN)
+        statistics = stack_layers(layers, tokens_per_sequence=tokens_SN.shape[1], mask_SN=mask_SN)
         targets_SN = tokens_SN[:, 1:]
         if mask_SN is not None:
             targets_SN = targets_SN.masked_fill(~mask_SN[:, 1:], IGNORED)
@@ -63,11 +63,6 @@ class Objective(nn.Module):
 
     def route(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
         """The statistics alone; nothing behind the last router is computed."""
-        with record_routing(self.model, stop=True) as layers:
+        with record_sums(self.model, num_sequences=len(tokens_SN), mask_SN=mask_SN, stop=True) as layers:
             self.model.model(input_ids=tokens_SN, use_cache=False)
-        return _statistics(layers, tokens_SN, mask_SN)
-
-
-def _statistics(layers: list[Routing], tokens_SN: Tensor, mask_SN: Tensor | None) -> Statistics:
-    logits_LTE, selected_LTK = [layer.logits_TE for layer in layers], [layer.selected_TK for layer in layers]
-    return sequence_statistics(logits_LTE, selected_LTK, num_sequences=len(tokens_SN), mask_SN=mask_SN)
+        return stack_layers(layers, tokens_per_sequence=tokens_SN.shape[1], mask_SN=mask_SN)

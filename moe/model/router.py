@@ -1,6 +1,6 @@
 """Which experts does each token go to, and how do we get to see it?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-# T tokens, E experts, K choices, H hidden units
+from moe.balance.statistics import LayerSums, layer_sums
+
+# S sequences, N tokens of a sequence, T tokens, E experts, K choices, H hidden units
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ class Router(nn.Module):
     `bias` [E], where `use_bias` has given one, is added to the scores that the experts are chosen by, and not to the
     gates (arXiv:2408.15664, equation 3). It is state, not a parameter: no gradient reaches it.
 
-    `recorded` is what was decided in the last forward pass while `recording`; `record_routing` reads it.
+    `recorded` is what was decided in the last forward pass while `recording`, or its sums over the tokens of each
+    sequence where `num_sequences` is set; `record_routing` and `record_sums` set and read these.
     """
 
     bias: Tensor | None
-    recorded: Routing | None
+    recorded: Routing | LayerSums | None
+    num_sequences: int | None
+    mask_SN: Tensor | None
 
     def __init__(self, weight: nn.Parameter, top_k: int, normalize_top_k: bool) -> None:
         super().__init__()
@@ -45,7 +51,7 @@ class Router(nn.Module):
         self.normalize_top_k = normalize_top_k
         self.forced_balance = False
         self.recording = False
-        self.recorded = None
+        self.num_sequences = self.mask_SN = self.recorded = None
         self.register_buffer("bias", None, persistent=False)
 
     def use_bias(self) -> None:
@@ -75,8 +81,13 @@ class Router(nn.Module):
                 gates_TK, selected_TK = scores_TE.topk(self.top_k, dim=-1)
             if self.normalize_top_k:
                 gates_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True)
-        # Not a hook: compiled code does not notice when a hook is added or removed.
-        if self.recording:
+        # Not a hook: compiled code does not notice when a hook is added or removed. And here, where the scores are and
+        # compiled code fuses the sums and their gradients with the gates' own.
+        if self.recording and self.num_sequences is not None:
+            self.recorded = layer_sums(
+                logits_TE, scores_TE, selected_TK, num_sequences=self.num_sequences, mask_SN=self.mask_SN
+            )
+        elif self.recording:
             self.recorded = Routing(logits_TE, selected_TK)
         return logits_TE, gates_TK.to(hidden.dtype), selected_TK
 
@@ -102,29 +113,61 @@ class _AllRouted(Exception):
 
 
 @contextmanager
-def record_routing(model: nn.Module, *, stop: bool = False) -> Iterator[list[Routing]]:
+def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
     """A list that holds, after the block, a `Routing` of each layer, first layer first, of the forward pass inside it.
 
-    Recording ends with the block, so that the recomputation of activation checkpointing is not counted again. With
-    `stop` the forward pass ends behind the last router, whose experts and what follows are not computed.
+    Recording ends with the block, so that the recomputation of activation checkpointing is not counted again.
     """
-    routing: list[Routing] = []
     routers = [module for module in model.modules() if isinstance(module, Router)]
     for router in routers:
         router.recording = True
+    routing: list[Routing] = []
+    try:
+        yield routing
+    finally:
+        routing += [recorded for recorded in _taken(routers) if isinstance(recorded, Routing)]
+
+
+@contextmanager
+def record_sums(
+    model: PreTrainedModel, *, num_sequences: int, mask_SN: Tensor | None, stop: bool = False
+) -> Iterator[list[LayerSums]]:
+    """A list that holds, after the block, the `LayerSums` of each layer, first layer first, of the forward pass inside
+    it; arguments as in `sequence_statistics`.
+
+    With `stop` the forward pass ends behind the last router, whose experts and what follows are not computed.
+    """
+    # Recomputation comes after the block, and must find the operations that the forward pass has done.
+    inside = not (model.is_activation_checkpointing and torch.is_grad_enabled())
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    for router in routers:
+        router.recording = True
+        router.num_sequences, router.mask_SN = (num_sequences, mask_SN) if inside else (None, None)
     last = routers[-1].register_forward_hook(_stop) if stop else None
+    sums: list[LayerSums] = []
     try:
         # The end behind the last router is an exception, which compiled code cannot raise.
         with torch.compiler.set_stance("force_eager") if stop else nullcontext():
-            yield routing
+            yield sums
     except _AllRouted:
         pass
     finally:
         if last is not None:
             last.remove()
-        for router in routers:
-            routing += [router.recorded] if router.recorded else []
-            router.recording, router.recorded = False, None
+        for recorded in _taken(routers):
+            if isinstance(recorded, Routing):
+                logits_TE, selected_TK = recorded.logits_TE, recorded.selected_TK
+                scores_TE = logits_TE.softmax(dim=-1)
+                recorded = layer_sums(logits_TE, scores_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
+            sums.append(recorded)
+
+
+def _taken(routers: Sequence[Router]) -> list[Routing | LayerSums]:
+    """What the routers have recorded; they record no longer."""
+    recorded = [router.recorded for router in routers if router.recorded is not None]
+    for router in routers:
+        router.recording, router.num_sequences, router.mask_SN, router.recorded = False, None, None, None
+    return recorded
 
 
 def _stop(_router: nn.Module, _inputs: tuple, _output: tuple) -> None:
