@@ -179,7 +179,7 @@ class Step:
         self.pool.begin([*totals, window_sequences(bias, settings.train)] if bias else totals)
         if self.pool.needs_counting():
             for i, share in enumerate(shares):
-                self.pool.count(i, self.objective.count(*share).counts_LSE)
+                self.pool.count(i, self.objective.count(*share))
             self.pool.finish_counting()
         stopwatch.lap("sync")
         meter = _Meter(settings.train.micro_sequences) if measure else None

@@ -56,15 +56,23 @@ def layer_sums(
     num_experts = logits_TE.shape[-1]
     squares_SN = logits_TE.logsumexp(dim=-1).square().view(num_sequences, -1)
     scores_SNE = scores_TE.view(num_sequences, -1, num_experts)
+    if mask_SN is not None:
+        squares_SN = squares_SN * mask_SN
+        scores_SNE = scores_SNE * mask_SN[..., None]
+    counts_SE = sequence_counts(selected_TK, num_experts, num_sequences=num_sequences, mask_SN=mask_SN)
+    return LayerSums(counts_SE, scores_SNE.sum(dim=1), squares_SN.sum(dim=1))
+
+
+def sequence_counts(
+    selected_TK: Tensor, num_experts: int, *, num_sequences: int, mask_SN: Tensor | None = None
+) -> Tensor:
+    """Selections of each expert in each sequence of one layer, int64 [S, E]; arguments as in `sequence_statistics`."""
     selected_SC = selected_TK.reshape(num_sequences, -1)
     if mask_SN is None:
         weights_SC = torch.ones_like(selected_SC)
     else:
-        squares_SN = squares_SN * mask_SN
-        scores_SNE = scores_SNE * mask_SN[..., None]
         weights_SC = mask_SN.to(selected_SC.dtype).repeat_interleave(selected_TK.shape[-1], dim=1)
-    counts_SE = selected_SC.new_zeros(num_sequences, num_experts).scatter_add_(1, selected_SC, weights_SC)
-    return LayerSums(counts_SE, scores_SNE.sum(dim=1), squares_SN.sum(dim=1))
+    return selected_SC.new_zeros(num_sequences, num_experts).scatter_add_(1, selected_SC, weights_SC)
 
 
 def stack_layers(layers: Sequence[LayerSums], *, tokens_per_sequence: int, mask_SN: Tensor | None) -> Statistics:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe.balance.statistics import Statistics, stack_layers
-from moe.model.router import record_sums, widened
+from moe.balance.statistics import Statistics, sequence_counts, stack_layers
+from moe.model.router import record_routing, record_sums, widened
 
 # S sequences, N tokens of a sequence, H hidden units
 
@@ -57,12 +57,15 @@ class Objective(nn.Module):
         return Pass(nats, statistics)
 
     @torch.no_grad()
-    def count(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
-        """The statistics alone, without gradient."""
-        return self.route(tokens_SN, mask_SN)
+    def count(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Tensor:
+        """The counts of the statistics alone, [L, S, E]; nothing behind the last router is computed."""
+        with record_routing(self.model, stop=True) as layers:
+            self.model.model(input_ids=tokens_SN, use_cache=False)
+        at = {"num_sequences": len(tokens_SN), "mask_SN": mask_SN}
+        return torch.stack([sequence_counts(layer.selected_TK, layer.logits_TE.shape[1], **at) for layer in layers])
 
     def route(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
-        """The statistics alone; nothing behind the last router is computed."""
+        """The statistics alone, with gradient; nothing behind the last router is computed."""
         with record_sums(self.model, num_sequences=len(tokens_SN), mask_SN=mask_SN, stop=True) as layers:
             self.model.model(input_ids=tokens_SN, use_cache=False)
         return stack_layers(layers, tokens_per_sequence=tokens_SN.shape[1], mask_SN=mask_SN)

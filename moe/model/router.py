@@ -113,17 +113,19 @@ class _AllRouted(Exception):
 
 
 @contextmanager
-def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
+def record_routing(model: nn.Module, *, stop: bool = False) -> Iterator[list[Routing]]:
     """A list that holds, after the block, a `Routing` of each layer, first layer first, of the forward pass inside it.
 
-    Recording ends with the block, so that the recomputation of activation checkpointing is not counted again.
+    Recording ends with the block, so that the recomputation of activation checkpointing is not counted again. With
+    `stop` the forward pass ends behind the last router, whose experts and what follows are not computed.
     """
     routers = [module for module in model.modules() if isinstance(module, Router)]
     for router in routers:
         router.recording = True
     routing: list[Routing] = []
     try:
-        yield routing
+        with _until_routed(routers) if stop else nullcontext():
+            yield routing
     finally:
         routing += [recorded for recorded in _taken(routers) if isinstance(recorded, Routing)]
 
@@ -133,33 +135,38 @@ def record_sums(
     model: PreTrainedModel, *, num_sequences: int, mask_SN: Tensor | None, stop: bool = False
 ) -> Iterator[list[LayerSums]]:
     """A list that holds, after the block, the `LayerSums` of each layer, first layer first, of the forward pass inside
-    it; arguments as in `sequence_statistics`.
-
-    With `stop` the forward pass ends behind the last router, whose experts and what follows are not computed.
-    """
+    it; `num_sequences` and `mask_SN` as in `sequence_statistics`, `stop` as in `record_routing`."""
     # Recomputation comes after the block, and must find the operations that the forward pass has done.
     inside = not (model.is_activation_checkpointing and torch.is_grad_enabled())
     routers = [module for module in model.modules() if isinstance(module, Router)]
     for router in routers:
         router.recording = True
         router.num_sequences, router.mask_SN = (num_sequences, mask_SN) if inside else (None, None)
-    last = routers[-1].register_forward_hook(_stop) if stop else None
     sums: list[LayerSums] = []
     try:
-        # The end behind the last router is an exception, which compiled code cannot raise.
-        with torch.compiler.set_stance("force_eager") if stop else nullcontext():
+        with _until_routed(routers) if stop else nullcontext():
             yield sums
-    except _AllRouted:
-        pass
     finally:
-        if last is not None:
-            last.remove()
         for recorded in _taken(routers):
             if isinstance(recorded, Routing):
                 logits_TE, selected_TK = recorded.logits_TE, recorded.selected_TK
                 scores_TE = logits_TE.softmax(dim=-1)
                 recorded = layer_sums(logits_TE, scores_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
             sums.append(recorded)
+
+
+@contextmanager
+def _until_routed(routers: Sequence[Router]) -> Iterator[None]:
+    """End the forward pass in the block behind the last router."""
+    handle = routers[-1].register_forward_hook(_stop)
+    try:
+        # The end is an exception, which compiled code cannot raise.
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    except _AllRouted:
+        pass
+    finally:
+        handle.remove()
 
 
 def _taken(routers: Sequence[Router]) -> list[Routing | LayerSums]:
