@@ -32,7 +32,7 @@ from moe.sweep import load_plan
 
 ROOT = Path(__file__).parents[1]
 WARMUP = 3  # steps, compilation included
-ROUNDS = {"terms": 60, "estimators": 60, "ranks": 120}
+ROUNDS = {"terms": 60, "estimators": 40, "ranks": 80}
 PROCESSES = {"terms": 1, "estimators": 1, "ranks": 2}
 TARGETS = {"terms": 1.02, "estimators": 1.0, "ranks": 1.01}
 PASSES = 4

@@ -12,6 +12,7 @@ from moe.config import ModelConfig
 from moe.model.build import build_model, num_parameters, routers, use_our_parts
 from moe.model.objective import Objective
 from moe.model.router import record_routing
+from moe.speed import compile_layers
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_experts": 8, "top_k": 3, "expert_size": 16}
 
@@ -114,16 +115,58 @@ def test_use_our_parts_keeps_the_parameters_themselves() -> None:
     assert all(before[name] is after[name] for name in before)
 
 
-def test_counting_ends_behind_the_last_router_and_gives_the_statistics_of_the_forward_pass() -> None:
+def test_counting_and_routing_end_behind_the_last_router_and_give_the_statistics_of_the_forward_pass() -> None:
     objective = Objective(build())
     tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
-    expected = objective(tokens).statistics
-    ran: list[int] = []
-    for i, layer in enumerate(objective.model.model.layers):
-        layer.mlp.experts.register_forward_hook(lambda *_, i=i: ran.append(i))
-    counted = objective.count(tokens)
-    assert all(torch.equal(a, b) for a, b in zip(counted, expected, strict=True))
-    assert ran == list(range(len(objective.model.model.layers) - 1))
+    mask = torch.arange(16) < torch.tensor([16, 3, 9, 1])[:, None]
+    for mask_SN in (None, mask):
+        expected = objective(tokens, mask_SN).statistics
+        ran: list[int] = []
+        handles = [
+            layer.mlp.experts.register_forward_hook(lambda *_, i=i, ran=ran: ran.append(i))
+            for i, layer in enumerate(objective.model.model.layers)
+        ]
+        assert torch.equal(objective.count(tokens, mask_SN), expected.counts_LSE)
+        assert ran == list(range(len(objective.model.model.layers) - 1))
+        routed = objective.route(tokens, mask_SN)
+        assert all(torch.equal(a, b) for a, b in zip(routed, expected, strict=True))
+        assert ran == 2 * list(range(len(objective.model.model.layers) - 1))
+        for handle in handles:
+            handle.remove()
+
+
+def sums_and_gradient(objective: Objective, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """Statistics of a padded batch, and the gradients of the loss and of all of them."""
+    objective.zero_grad()
+    mask = torch.arange(tokens.shape[1]) < torch.tensor([16, 3, 9, 1])[:, None]
+    nats, statistics = objective(tokens, mask)
+    weights_LSE = torch.randn(statistics.scores_LSE.shape, generator=torch.Generator().manual_seed(1))
+    (nats + (statistics.scores_LSE * weights_LSE).sum() + statistics.squares_LS.sum()).backward()
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    return [value.detach() for value in (*statistics, *gradients)]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sums_inside_the_layer_are_those_of_the_recorded_routing_also_where_activations_are_recomputed(
+    compiled: bool,
+) -> None:
+    plain, recomputing = Objective(build()).train(), Objective(build()).train()
+    recomputing.model.activation_checkpointing_enable({"use_reentrant": False})
+    if compiled and not (compile_layers(plain.model) and compile_layers(recomputing.model)):
+        pytest.skip("no working C++ compiler")
+    tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
+    found = sums_and_gradient(plain, tokens)
+    for inside, outside in zip(found, sums_and_gradient(recomputing, tokens), strict=True):
+        assert torch.allclose(inside, outside, rtol=1e-5, atol=1e-6 * float(outside.abs().max()))
+    assert all(router.recorded is router.mask_SN is router.num_sequences is None for router in routers(plain.model))
+
+
+def test_a_pass_that_fails_leaves_the_routers_ready_for_one_of_another_shape() -> None:
+    objective = Objective(build())
+    with pytest.raises(IndexError):
+        objective(torch.full((4, 16), 300))
+    objective.model(input_ids=torch.zeros(1, 5, dtype=torch.int64))
+    assert all(router.recorded is None for router in routers(objective.model))
 
 
 def test_bf16_autocast_keeps_the_router_in_fp32_and_the_loss_close() -> None:
