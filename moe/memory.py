@@ -27,6 +27,8 @@ DRAWING_BYTES = 350 * MB
 HOLES = 0.3
 KEPT_BYTES = 64 << 20
 
+LOSS_TOKENS = 256
+"""Tokens whose logits `moe/model/objective.py` holds at once; its import takes seconds."""
 PROBE_SEQUENCES = 32
 """Sequences of a batch of `moe/probe.py`, which is part of the evaluation; its import takes seconds."""
 
@@ -53,12 +55,13 @@ def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     tokens = -(-train.batch_sequences // (passes * hardware.processes)) * config.data.sequence_length
     kept, recomputed, working = _layer_bytes(config)
     layers, final_norm = config.model.num_layers * kept, 4 * 4 * config.model.hidden_size
-    # The loss holds its targets' hidden states, a chunk of logits as large as half of them, and two gradients of the
+    # The loss holds its targets' hidden states, a chunk of logits and as much again at work, and two gradients of the
     # head. Every gradient of the passes before stays; only the last pass has none of them to add to.
+    logits = 2 * 4 * min(LOSS_TOKENS, tokens) * config.data.vocab_size
     expert_gradients = 4 * 3 * config.model.hidden_size * config.model.expert_size * config.model.num_experts
     carried = parameters if passes > 1 else 0
     live = max(
-        carried + 2 * vocab_bytes + tokens * (layers + final_norm * 3 // 2),
+        carried + 2 * vocab_bytes + logits + tokens * (layers + final_norm),
         carried + vocab_bytes + expert_gradients + tokens * (layers + recomputed + working),
         parameters + (expert_gradients if carried else 0) + tokens * (kept + recomputed),
     )

@@ -7,6 +7,7 @@ import pytest
 
 from moe import memory, probe
 from moe.memory import available_mb, peak_bytes
+from moe.model import objective
 from moe.scale import HardwareConfig
 from tests.conftest import tiny_config
 from tests.stage import start, training
@@ -72,5 +73,6 @@ def test_a_limit_of_the_control_group_bounds_what_is_available(file: str, tmp_pa
     assert available_mb(tmp_path) == (300_000_000 - memory.RESERVE_BYTES) // 10**6
 
 
-def test_the_batch_of_the_probe_is_the_one_that_is_predicted_with():
+def test_the_sizes_that_are_predicted_with_are_those_that_are_used():
     assert memory.PROBE_SEQUENCES == probe.BATCH_SEQUENCES
+    assert memory.LOSS_TOKENS == objective.LOSS_TOKENS

@@ -44,9 +44,9 @@ def expand_product(
     order_R: which of the T·K choices each row is; position_TK: which row each choice is; counts_E: rows of each expert.
     """
     outputs_RJ = hidden_TH.new_empty(len(order_R), weights_EJH.shape[1])
-    counts, tokens_R = counts_E.tolist(), order_R // position_TK.shape[1]
-    for tokens, weight, outputs in zip(tokens_R.split(counts), weights_EJH, outputs_RJ.split(counts), strict=True):
-        torch.mm(hidden_TH.index_select(0, tokens), weight.T, out=outputs)
+    rows_RH, counts = _expand(hidden_TH, order_R, position_TK), counts_E.tolist()
+    for rows, weight, outputs in zip(rows_RH.split(counts), weights_EJH, outputs_RJ.split(counts), strict=True):
+        torch.mm(rows, weight.T, out=outputs)
     return outputs_RJ
 
 
@@ -55,12 +55,12 @@ def expand_product_backward(
     grad_RJ: Tensor, hidden_TH: Tensor, weights_EJH: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden states and weights."""
-    grad_RH, grad_EJH = grad_RJ.new_empty(len(order_R), hidden_TH.shape[1]), torch.empty_like(weights_EJH)
-    counts, tokens_R = counts_E.tolist(), order_R // position_TK.shape[1]
-    parts = (values.split(counts) for values in (tokens_R, grad_RJ, grad_RH))
-    for tokens, grad, grad_rows, weight, grad_weight in zip(*parts, weights_EJH, grad_EJH, strict=True):
+    rows_RH, counts = _expand(hidden_TH, order_R, position_TK), counts_E.tolist()
+    grad_RH, grad_EJH = torch.empty_like(rows_RH), torch.empty_like(weights_EJH)
+    parts = (values.split(counts) for values in (rows_RH, grad_RJ, grad_RH))
+    for rows, grad, grad_rows, weight, grad_weight in zip(*parts, weights_EJH, grad_EJH, strict=True):
         torch.mm(grad, weight, out=grad_rows)
-        torch.mm(grad.T, hidden_TH.index_select(0, tokens), out=grad_weight)
+        torch.mm(grad.T, rows, out=grad_weight)
     return F.embedding_bag(position_TK, grad_RH, mode="sum"), grad_EJH
 
 
@@ -83,13 +83,17 @@ def collect_product_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of rows and weights."""
     grad_RI, grad_EHI = torch.empty_like(inner_RI), torch.empty_like(weights_EHI)
-    counts, tokens_R = counts_E.tolist(), order_R // position_TK.shape[1]
-    parts = (values.split(counts) for values in (tokens_R, inner_RI, grad_RI))
-    for tokens, rows, grad_rows, weight, grad_weight in zip(*parts, weights_EHI, grad_EHI, strict=True):
-        grad = grad_TH.index_select(0, tokens)
+    grad_RH, counts = _expand(grad_TH, order_R, position_TK), counts_E.tolist()
+    parts = (values.split(counts) for values in (grad_RH, inner_RI, grad_RI))
+    for grad, rows, grad_rows, weight, grad_weight in zip(*parts, weights_EHI, grad_EHI, strict=True):
         torch.mm(grad, weight, out=grad_rows)
         torch.mm(grad.T, rows, out=grad_weight)
     return grad_RI, grad_EHI
+
+
+def _expand(values_TH: Tensor, order_R: Tensor, position_TK: Tensor) -> Tensor:
+    """The values of each row's token, [R, H]."""
+    return values_TH.index_select(0, order_R // position_TK.shape[1])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -13,6 +13,8 @@ from moe.model.router import record_routing, record_sums, widened
 # S sequences, N tokens of a sequence, H hidden units
 
 IGNORED = -100  # a target that is not predicted
+LOSS_TOKENS = 256
+"""Tokens whose logits are held at once: few enough for the cache, also of a large vocabulary."""
 
 
 class Pass(NamedTuple):
@@ -52,7 +54,7 @@ class Objective(nn.Module):
                 targets_SN.flatten(),
                 reduction="sum",
                 ignore_index=IGNORED,
-                options=torch.nn.LinearCrossEntropyOptions(),
+                options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_TOKENS),
             )
         return Pass(nats, statistics)
 
