@@ -18,17 +18,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
-from benchmarks.contenders import LOG_EVERY, Batches
+from benchmarks.workload import CPU, Batches, objective, our_step, take
 from moe.config import RunConfig
 from moe.launch import become_rank, is_rank
-from moe.model.build import build_model
-from moe.model.objective import Objective
+from moe.model.objective import LOSS_TOKENS
 from moe.settings import parse
-from moe.speed import compile_layers, keep_memory
-from moe.step import Step, Stopwatch, make_optimizer, split_batch
-from moe.sweep import load_plan
+from moe.speed import keep_memory
+from moe.step import Step, Stopwatch, make_optimizer
 
 ROOT = Path(__file__).parents[1]
 WARMUP = 3  # steps, compilation included
@@ -115,8 +113,7 @@ def _child(part: str) -> None:
     torch.set_num_threads(1)
     if PROCESSES[part] > 1:
         become_rank()
-    base = next(iter(load_plan("cpu").configs.values()))
-    found: dict[str, Any] = {"terms": _terms, "estimators": _estimators, "ranks": _ranks}[part](base)
+    found: dict[str, Any] = {"terms": _terms, "estimators": _estimators, "ranks": _ranks}[part](CPU)
     print(json.dumps(found))
     if is_rank():
         PartialState().destroy_process_group()
@@ -138,11 +135,11 @@ def _estimators(base: RunConfig) -> dict[str, Any]:
     batches, size = Batches(base), base.train.batch_sequences // PASSES
     terms = {name: [{"window": "global", "estimator": name}] for name in ("exact", "prefix")}
     made = {name: _step(_config(base, terms[name], sequences_per_pass=size), batches) for name in terms}
-    objective = made["exact"][1].objective
+    counted = made["exact"][1].objective
 
     def count(i: int) -> None:
         for tokens_SN in torch.from_numpy(batches.tokens(i)).split(size):
-            objective.count(tokens_SN)
+            counted.count(tokens_SN)
 
     return _timed({**{name: run for name, (run, _) in made.items()}, "counting": count}, ROUNDS["estimators"])
 
@@ -165,40 +162,16 @@ def _config(base: RunConfig, terms: list[dict], bias: dict | None = None, **trai
     return parse(RunConfig, raw, "benchmark")
 
 
-def _objective(config: RunConfig) -> Objective:
-    sizes = {"vocab_size": config.data.vocab_size, "max_tokens": config.data.sequence_length}
-    model = build_model(config.model, **sizes, seed=config.seed)
-    compile_layers(model)
-    return Objective(model).train()
-
-
 def _step(config: RunConfig, batches: Batches) -> tuple[Run, Step]:
-    """The step of `moe train`, metrics included as often as the cpu scale logs them."""
-    accelerator = Accelerator()
-    objective = _objective(config)
-    prepared, optimizer = accelerator.prepare(objective, make_optimizer(config.train, objective))
-    layout = split_batch(config.train, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
-    step = Step(
-        config,
-        objective=objective,
-        prepared=prepared,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        layout=layout,
-    )
-
-    def run(i: int) -> None:
-        measured = i % LOG_EVERY == LOG_EVERY - 1
-        step(i, batches.tokens(i), Stopwatch(accelerator.device, measure=measured), measure=measured)
-
-    return run, step
+    step = our_step(config, objective(config))
+    return lambda i: take(step, i, batches), step
 
 
 def _plain(base: RunConfig, batches: Batches) -> Run:
     """The same model, loss and optimizer in a loop that knows of no balance."""
     config = _config(base, [])
-    objective = _objective(config)
-    model, optimizer = objective.model, make_optimizer(config.train, objective)
+    plain = objective(config)
+    model, optimizer = plain.model, make_optimizer(config.train, plain)
 
     def run(i: int) -> None:
         tokens_BN = torch.from_numpy(batches.tokens(i))
@@ -208,10 +181,10 @@ def _plain(base: RunConfig, batches: Batches) -> Run:
             model.lm_head.weight,
             tokens_BN[:, 1:].flatten(),
             reduction="sum",
-            options=torch.nn.LinearCrossEntropyOptions(),
+            options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_TOKENS),
         )
         (nats / tokens_BN[:, 1:].numel()).backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), config.train.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), config.train.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -20,79 +20,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.floor import floor
+from benchmarks.workload import Batches, build, objective, our_step, take
 from moe.config import RunConfig
-from moe.data.order import SampleOrder, read_batch
-from moe.model.build import build_model, stock_model
-from moe.model.objective import Objective
+from moe.model.build import stock_model
 from moe.settings import read_json
-from moe.speed import compile_layers, keep_memory
-from moe.step import Step, Stopwatch, make_optimizer, split_batch
-from moe.sweep import load_plan
-
-# B sequences of the batch, N tokens of a sequence
-
-PLAN = load_plan("cpu", Path(__file__).parents[1] / "config")
-PACKED_SEQUENCES = 4096
+from moe.speed import keep_memory
+from moe.step import make_optimizer
 
 Run = Callable[[int], list[float]]
 Check = Callable[[], tuple[float, float]]
 
 
-class Batches:
-    """The batches that all contenders see: tokens with the frequencies of words, from a packed file in memory."""
-
-    def __init__(self, config: RunConfig) -> None:
-        rng = np.random.default_rng(config.seed)
-        shape = (PACKED_SEQUENCES, config.data.sequence_length)
-        packed = (rng.zipf(1.2, size=shape) - 1).clip(max=config.data.vocab_size - 1).astype(np.uint16)
-        self.packed = np.array_split(packed, len(config.data.domains))
-        lengths, batch = [len(sequences) for sequences in self.packed], config.train.batch_sequences
-        self.order = SampleOrder(config.data, lengths, batch_sequences=batch, seed=config.seed)
-
-    def tokens(self, step: int) -> np.ndarray:
-        """Tokens int64 [B, N]."""
-        return read_batch(self.packed, *self.order.batch(step))
-
-
 def ours(config: RunConfig, *, compiled: bool) -> tuple[Run, Check]:
     """What `moe train` does in a step, metrics included as often as the cpu scale logs them."""
-    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bf16" else "no")
-    objective = Objective(_build(build_model, config).to(accelerator.device)).train()
-    if compiled and not compile_layers(objective.model):
-        raise RuntimeError("no C++ compiler works here, so that our steps would not be those that users get")
-    prepared, optimizer = accelerator.prepare(objective, make_optimizer(config.train, objective))
-    step = Step(
-        config,
-        objective=objective,
-        prepared=prepared,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        layout=split_batch(config.train, num_ranks=1, rank=0),
-    )
-    batches = Batches(config)
-    log_every = PLAN.scale.hardware.log_every
-    due = (done % log_every == 0 for done in itertools.count(1))
+    step, batches = our_step(config, objective(config, compiled=compiled)), Batches(config)
+    indices = itertools.count()
     keep_memory()
 
     def run(steps: int) -> list[float]:
         clock = Clock()
-        for i in range(steps + 1):
-            measure = next(due)
-            stopwatch = Stopwatch(accelerator.device, measure=measure)
-            tokens_BN = batches.tokens(i)
-            step(config.train.steps // 2, tokens_BN, stopwatch, measure=measure)
+        for _ in range(steps + 1):
+            take(step, next(indices), batches)
             clock.tick()
         return clock.seconds[1:]
 
     def check() -> tuple[float, float]:
-        tokens_BN = torch.from_numpy(batches.tokens(0)).to(accelerator.device)
-        nats, _ = prepared(tokens_BN)
-        return _gradient(nats / tokens_BN[:, 1:].numel(), objective.model)
+        tokens_BN = torch.from_numpy(batches.tokens(0)).to(step.accelerator.device)
+        nats, _ = step.prepared(tokens_BN)
+        return _gradient(nats / tokens_BN[:, 1:].numel(), step.objective.model)
 
     return run, check
 
@@ -167,7 +126,7 @@ def products_alone(config: RunConfig, *, warm: bool) -> Run:
 
 
 CONTENDERS: dict[str, Callable[[RunConfig], tuple[Run, Check]]] = {
-    "ours": lambda config: ours(config, compiled=PLAN.scale.hardware.compile),
+    "ours": lambda config: ours(config, compiled=True),
     "ours, not compiled": lambda config: ours(config, compiled=False),
     "Trainer, grouped_mm": lambda config: trainer(config, "grouped_mm"),
     "Trainer, eager": lambda config: trainer(config, "eager"),
@@ -226,13 +185,8 @@ class _Sequences(torch.utils.data.Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
-def _build(make: Callable[..., PreTrainedModel], config: RunConfig) -> PreTrainedModel:
-    sizes = {"vocab_size": config.data.vocab_size, "max_tokens": config.data.sequence_length}
-    return make(config.model, **sizes, seed=config.seed).train()
-
-
 def _stock(config: RunConfig, experts: str) -> PreTrainedModel:
-    model = _build(stock_model, config)
+    model = build(stock_model, config)
     model.set_experts_implementation(experts)
     model.config.output_router_logits = True
     model.config.router_aux_loss_coef = config.balance.terms[0].weight

@@ -10,24 +10,18 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from benchmarks.contenders import Batches
+from benchmarks.workload import CPU, Batches, objective, our_step, take
 from moe import speed
-from moe.config import RunConfig
 from moe.model import objective as model_objective
-from moe.model.build import build_model
-from moe.model.objective import Objective
-from moe.step import Step, Stopwatch, make_optimizer, split_batch
-from moe.sweep import load_plan
+from moe.step import Step
 
 ROUNDS, STEPS = 7, 6
 GLIBC_DEFAULT = 128 << 10  # bytes, of both thresholds
@@ -37,22 +31,20 @@ TILES = range(240, 257)  # rows of an expert, 256 in the mean
 def measure() -> dict[str, Any]:
     """Median seconds of a step per variant, and of one round after the other; seconds of products of odd rows."""
     torch.set_num_threads(1)
-    plan = load_plan("cpu", Path(__file__).parents[1] / "config")
-    config = plan.configs[plan.widest]
     stock: dict[str, Callable[[PreTrainedModel], None]] = {
         "stock grouped_mm experts": lambda model: model.set_experts_implementation("grouped_mm"),
         "eager attention": lambda model: model.set_attn_implementation("eager"),
     }
-    trained = _step(config)
+    trained = _step()
     variants: dict[str, tuple[Step, Callable[[], AbstractContextManager[Any]]]] = {
         "as trained": (trained, nullcontext),
-        "layers not compiled": (_step(config, compiled=False), nullcontext),
+        "layers not compiled": (_step(compiled=False), nullcontext),
         "start-up objects collected": (trained, _collected),
         "freed memory given back": (trained, _given_back),
         "full logits": (trained, lambda: patch.object(model_objective.F, "linear_cross_entropy", _full_logits)),
     }
-    variants |= {name: (_step(config, change=change), nullcontext) for name, change in stock.items()}
-    batches, seconds = Batches(config), {name: [] for name in variants}
+    variants |= {name: (_step(change=change), nullcontext) for name, change in stock.items()}
+    batches, seconds = Batches(CPU), {name: [] for name in variants}
     speed.keep_memory()
     for round_ in range(ROUNDS + 1):
         for name, (step, switched) in variants.items():
@@ -77,36 +69,16 @@ def text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _step(
-    config: RunConfig,
-    *,
-    compiled: bool = True,
-    change: Callable[[PreTrainedModel], None] | None = None,
-) -> Step:
-    model = build_model(
-        config.model, vocab_size=config.data.vocab_size, max_tokens=config.data.sequence_length, seed=config.seed
-    )
+def _step(*, compiled: bool = True, change: Callable[[PreTrainedModel], None] | None = None) -> Step:
+    subject = objective(CPU, compiled=compiled)
     if change:
-        change(model)
-    objective = Objective(model).train()
-    if compiled and not speed.compile_layers(model):
-        raise RuntimeError("no C++ compiler works here: nothing to compare with")
-    accelerator = Accelerator()
-    optimizer = make_optimizer(config.train, objective)
-    return Step(
-        config,
-        objective=objective,
-        prepared=objective,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        layout=split_batch(config.train, num_ranks=1, rank=0),
-    )
+        change(subject.model)  # before the first call compiles
+    return our_step(CPU, subject)
 
 
 def _seconds(step: Step, batches: Batches, index: int) -> float:
-    tokens_BN = batches.tokens(index)
     began = time.perf_counter()
-    step(step.config.train.steps // 2, tokens_BN, Stopwatch(torch.device("cpu"), measure=False), measure=False)
+    take(step, index, batches)
     return time.perf_counter() - began
 
 

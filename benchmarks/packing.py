@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.workload import CPU
 from moe.config import DataConfig, RunConfig
 from moe.data.distinct import DistinctDocuments
 from moe.data.order import SampleOrder, read_batch
@@ -30,7 +31,6 @@ from moe.data.sources import fetch
 from moe.data.tokenizer import load_tokenizer, sample
 from moe.scale import HardwareConfig
 from moe.settings import parse
-from moe.sweep import load_plan
 
 CORES = 2
 REPEATS = 5
@@ -44,7 +44,7 @@ def measure() -> dict[str, Any]:
 
     Takes a process of its own: tokenizers fixes its number of threads when it is first used.
     """
-    fetch(_run_config().data.domains, evaluation=False)
+    fetch(CPU.data.domains, evaluation=False)
     with tempfile.TemporaryDirectory() as folder:
         environment = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(CORES), "HF_HOME": folder}
         code = "import sys; from benchmarks import packing; packing._measure(packing.Path(sys.argv[1]))"
@@ -79,13 +79,9 @@ def text(record: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _run_config() -> RunConfig:
-    return next(iter(load_plan("cpu", Path(__file__).parents[1] / "config").configs.values()))
-
-
 def _measure(folder: Path) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    config = _run_config()
+    config = CPU
     start = time.perf_counter()
     prepare(config.data, folder / "packed")
     stage_seconds = time.perf_counter() - start

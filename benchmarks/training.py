@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, FLOORS, GPU_CONTENDERS, PLAN
+from benchmarks.contenders import CONTENDERS, FLOORS, GPU_CONTENDERS
 from benchmarks.floor import num_flops
+from benchmarks.workload import CPU
 from moe.config import RunConfig
 from moe.settings import parse
 
@@ -41,7 +42,7 @@ MACHINE = {  # name of a way to use two cores: the contender, its processes, thr
 
 def shapes() -> dict[str, RunConfig]:
     """The cpu scale and two larger models, in bf16 where there is a GPU."""
-    base = PLAN.configs[PLAN.widest].model_dump(mode="json")
+    base = CPU.model_dump(mode="json")
     base["train"] |= {"precision": "bf16" if torch.cuda.is_available() else "fp32"}
     base["balance"]["terms"][0] |= {"window": "global"}
     changes = {

@@ -1,0 +1,74 @@
+"""What do the benchmarks train? The cpu scale's widest run, on made-up tokens, by the step that `moe train` does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from moe.config import RunConfig
+from moe.data.order import SampleOrder, read_batch
+from moe.model.build import build_model
+from moe.model.objective import Objective
+from moe.speed import compile_layers
+from moe.step import Step, Stopwatch, make_optimizer, split_batch
+from moe.sweep import load_plan
+
+# B sequences of the batch, N tokens of a sequence
+
+PLAN = load_plan("cpu", Path(__file__).parents[1] / "config")
+CPU = PLAN.configs[PLAN.widest]
+PACKED_SEQUENCES = 4096
+
+
+class Batches:
+    """The batches that all see: tokens with the frequencies of words, from a packed file in memory."""
+
+    def __init__(self, config: RunConfig) -> None:
+        rng = np.random.default_rng(config.seed)
+        shape = (PACKED_SEQUENCES, config.data.sequence_length)
+        packed = (rng.zipf(1.2, size=shape) - 1).clip(max=config.data.vocab_size - 1).astype(np.uint16)
+        self.packed = np.array_split(packed, len(config.data.domains))
+        lengths, batch = [len(sequences) for sequences in self.packed], config.train.batch_sequences
+        self.order = SampleOrder(config.data, lengths, batch_sequences=batch, seed=config.seed)
+
+    def tokens(self, step: int) -> np.ndarray:
+        """Tokens int64 [B, N]."""
+        return read_batch(self.packed, *self.order.batch(step))
+
+
+def build(make: Callable[..., PreTrainedModel], config: RunConfig) -> PreTrainedModel:
+    """The model of the run by `build_model` or `stock_model`, for training."""
+    sizes = {"vocab_size": config.data.vocab_size, "max_tokens": config.data.sequence_length}
+    return make(config.model, **sizes, seed=config.seed).train()
+
+
+def objective(config: RunConfig, *, compiled: bool = True) -> Objective:
+    """What our step calls, with the layers compiled as `moe train` does."""
+    model = build(build_model, config)
+    if compiled:
+        compile_layers(model)
+    return Objective(model).train()
+
+
+def our_step(config: RunConfig, objective: Objective) -> Step:
+    """The step of `moe train`."""
+    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bf16" else "no")
+    prepared, optimizer = accelerator.prepare(objective.to(accelerator.device), make_optimizer(config.train, objective))
+    layout = split_batch(config.train, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
+    return Step(
+        config,
+        objective=objective,
+        prepared=prepared,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        layout=layout,
+    )
+
+
+def take(step: Step, index: int, batches: Batches) -> None:
+    """One step, measured as often as the cpu scale logs."""
+    measure = index % PLAN.scale.hardware.log_every == PLAN.scale.hardware.log_every - 1
+    stopwatch = Stopwatch(step.accelerator.device, measure=measure)
+    step(step.config.train.steps // 2, batches.tokens(index), stopwatch, measure=measure)
