@@ -37,7 +37,7 @@ def offences(code: str) -> Iterator[str]:
             continue
         owner, name = name_of(node)
         options = {option.arg: ast.unparse(option.value) for option in node.keywords}
-        method = owner in ("self", "model") or name == "compile" and owner in ("re", "torch")
+        method = owner in ("self", "model") or name == "compile" and owner in ("re", "torch", "module")
         if name in CALLS and not method:
             yield f"calls {owner}.{name}"
         if name == "load" and owner == "torch":
