@@ -14,8 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from moe.config import RunConfig
-from moe.provenance import write_json
+from moe.provenance import device_name, stamp, write_json
 from moe.settings import read_json
 
 TARGET = 0.20
@@ -82,7 +84,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/pipeline.json"))
     args = parser.parse_args()
     record = measure(Path.cwd(), args.scale, args.cores)
-    write_json(args.out, record)
+    head = stamp("moe-benchmark/1", device=device_name(torch.device("cpu")), part="pipeline")
+    write_json(args.out, head | {"measured": record})
     print(text(record))
 
 
