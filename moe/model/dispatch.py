@@ -27,24 +27,25 @@ def sorted_experts(experts: nn.Module, hidden_TH: Tensor, selected_TK: Tensor, g
     gate_up_EJH, down_EHI = (w.to(hidden_TH.dtype) for w in (parameters.gate_up_proj, parameters.down_proj))
     selected_R = selected_TK.flatten()
     order_R = selected_R.argsort(stable=True)
+    tokens_R = order_R // selected_TK.shape[1]
     position_TK = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R))).view_as(selected_TK)
     counts_E = selected_R.new_zeros(len(down_EHI)).scatter_add_(0, selected_R, torch.ones_like(selected_R))
-    gate_RI, up_RI = expand_product(hidden_TH, gate_up_EJH, order_R, position_TK, counts_E).chunk(2, dim=-1)
+    gate_RI, up_RI = expand_product(hidden_TH, gate_up_EJH, tokens_R, position_TK, counts_E).chunk(2, dim=-1)
     # Weighted here and not behind the second product, so that its result need not be kept.
     inner_RI = F.silu(gate_RI) * up_RI * gates_TK.flatten()[order_R, None]
-    return collect_product(inner_RI, down_EHI, order_R, position_TK, counts_E)
+    return collect_product(inner_RI, down_EHI, tokens_R, position_TK, counts_E)
 
 
 @torch.library.custom_op("moe::expand_product", mutates_args=())
 def expand_product(
-    hidden_TH: Tensor, weights_EJH: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+    hidden_TH: Tensor, weights_EJH: Tensor, tokens_R: Tensor, position_TK: Tensor, counts_E: Tensor
 ) -> Tensor:
     """Every token times the weights of each of its experts: hidden[t] · weights[e]ᵀ, [R, J].
 
-    order_R: which of the T·K choices each row is; position_TK: which row each choice is; counts_E: rows of each expert.
+    tokens_R: the token of each row; position_TK: which row each choice is; counts_E: rows of each expert.
     """
-    outputs_RJ = hidden_TH.new_empty(len(order_R), weights_EJH.shape[1])
-    rows_RH, counts = _expand(hidden_TH, order_R, position_TK), counts_E.tolist()
+    outputs_RJ = hidden_TH.new_empty(len(tokens_R), weights_EJH.shape[1])
+    rows_RH, counts = hidden_TH.index_select(0, tokens_R), counts_E.tolist()
     for rows, weight, outputs in zip(rows_RH.split(counts), weights_EJH, outputs_RJ.split(counts), strict=True):
         torch.mm(rows, weight.T, out=outputs)
     return outputs_RJ
@@ -52,10 +53,10 @@ def expand_product(
 
 @torch.library.custom_op("moe::expand_product_backward", mutates_args=())
 def expand_product_backward(
-    grad_RJ: Tensor, hidden_TH: Tensor, weights_EJH: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+    grad_RJ: Tensor, hidden_TH: Tensor, weights_EJH: Tensor, tokens_R: Tensor, position_TK: Tensor, counts_E: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden states and weights."""
-    rows_RH, counts = _expand(hidden_TH, order_R, position_TK), counts_E.tolist()
+    rows_RH, counts = hidden_TH.index_select(0, tokens_R), counts_E.tolist()
     grad_RH, grad_EJH = torch.empty_like(rows_RH), torch.empty_like(weights_EJH)
     parts = (values.split(counts) for values in (rows_RH, grad_RJ, grad_RH))
     for rows, grad, grad_rows, weight, grad_weight in zip(*parts, weights_EJH, grad_EJH, strict=True):
@@ -66,7 +67,7 @@ def expand_product_backward(
 
 @torch.library.custom_op("moe::collect_product", mutates_args=())
 def collect_product(
-    inner_RI: Tensor, weights_EHI: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+    inner_RI: Tensor, weights_EHI: Tensor, tokens_R: Tensor, position_TK: Tensor, counts_E: Tensor
 ) -> Tensor:
     """Every row times the weights of its expert, inner[r] · weights[e]ᵀ, summed over the K rows of each token, [T, H];
     arguments as in `expand_product`."""
@@ -79,21 +80,16 @@ def collect_product(
 
 @torch.library.custom_op("moe::collect_product_backward", mutates_args=())
 def collect_product_backward(
-    grad_TH: Tensor, inner_RI: Tensor, weights_EHI: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor
+    grad_TH: Tensor, inner_RI: Tensor, weights_EHI: Tensor, tokens_R: Tensor, position_TK: Tensor, counts_E: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of rows and weights."""
     grad_RI, grad_EHI = torch.empty_like(inner_RI), torch.empty_like(weights_EHI)
-    grad_RH, counts = _expand(grad_TH, order_R, position_TK), counts_E.tolist()
+    grad_RH, counts = grad_TH.index_select(0, tokens_R), counts_E.tolist()
     parts = (values.split(counts) for values in (grad_RH, inner_RI, grad_RI))
     for grad, rows, grad_rows, weight, grad_weight in zip(*parts, weights_EHI, grad_EHI, strict=True):
         torch.mm(grad, weight, out=grad_rows)
         torch.mm(grad.T, rows, out=grad_weight)
     return grad_RI, grad_EHI
-
-
-def _expand(values_TH: Tensor, order_R: Tensor, position_TK: Tensor) -> Tensor:
-    """The values of each row's token, [R, H]."""
-    return values_TH.index_select(0, order_R // position_TK.shape[1])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -114,12 +110,12 @@ collect_product.register_autograd(_collect_gradients, setup_context=_save)
 
 # What compilation needs to know: shapes alone.
 @expand_product.register_fake
-def _(hidden_TH: Tensor, weights_EJH: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor) -> Tensor:
-    return hidden_TH.new_empty(len(order_R), weights_EJH.shape[1])
+def _(hidden_TH: Tensor, weights_EJH: Tensor, tokens_R: Tensor, position_TK: Tensor, counts_E: Tensor) -> Tensor:
+    return hidden_TH.new_empty(len(tokens_R), weights_EJH.shape[1])
 
 
 @collect_product.register_fake
-def _(inner_RI: Tensor, weights_EHI: Tensor, order_R: Tensor, position_TK: Tensor, counts_E: Tensor) -> Tensor:
+def _(inner_RI: Tensor, weights_EHI: Tensor, tokens_R: Tensor, position_TK: Tensor, counts_E: Tensor) -> Tensor:
     return inner_RI.new_empty(len(position_TK), weights_EHI.shape[1])
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe.balance.statistics import Statistics, sequence_counts, stack_layers
-from moe.model.router import record_routing, record_sums, widened
+from moe.balance.statistics import Statistics, sequence_counts, stack_layers, widened
+from moe.model.router import record_routing, record_sums
 
 # S sequences, N tokens of a sequence, H hidden units
 

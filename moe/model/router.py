@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe.balance.statistics import LayerSums, layer_sums
+from moe.balance.statistics import LayerSums, layer_sums, sums_of_logits, widened
 
 # S sequences, N tokens of a sequence, T tokens, E experts, K choices, H hidden units
 
@@ -97,11 +97,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
-def widened(values: Tensor) -> Tensor:
-    """In fp32, or as they are in fp64."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def round_robin(scores_TE: Tensor, top_k: int) -> Tensor:
     """Selected experts [T, K] that load all experts equally: token t takes the next K experts in turn."""
     num_tokens, num_experts = scores_TE.shape
@@ -149,9 +144,8 @@ def record_sums(
     finally:
         for recorded in _taken(routers):
             if isinstance(recorded, Routing):
-                logits_TE, selected_TK = recorded.logits_TE, recorded.selected_TK
-                scores_TE = logits_TE.softmax(dim=-1)
-                recorded = layer_sums(logits_TE, scores_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
+                at = {"num_sequences": num_sequences, "mask_SN": mask_SN}
+                recorded = sums_of_logits(recorded.logits_TE, recorded.selected_TK, **at)
             sums.append(recorded)
 
 
