@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from benchmarks.ratios import spread, summary
 from benchmarks.workload import CPU, Batches, objective, our_step, take
 from moe import speed
 from moe.model import objective as model_objective
@@ -59,8 +60,7 @@ def text(record: dict[str, Any]) -> str:
     rounds = record["rounds"]
     lines = [f"levers at the cpu scale, one thread; as trained {median(rounds['as trained']) * 1e3:.1f} ms per step"]
     for name in list(rounds)[1:]:
-        ratios = sorted(other / base for other, base in zip(rounds[name], rounds["as trained"], strict=True))
-        lines.append(f"  {name:28} {median(ratios):5.2f}x ({ratios[0]:.2f}..{ratios[-1]:.2f})")
+        lines.append(f"  {name:28} {spread(summary(rounds[name], rounds['as trained']))} times as long")
     tiles = {int(rows): seconds for rows, seconds in record["tiles"].items()}
     whole = tiles.pop(max(tiles))
     lines.append(

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.ratios import spread, summary
 from benchmarks.workload import CPU
 from moe.config import DataConfig, RunConfig
 from moe.data.distinct import DistinctDocuments
@@ -69,8 +70,7 @@ def text(record: dict[str, Any]) -> str:
         speeds = f"{packer['megabytes_per_second']:6.2f} MB/s   {packer['megabytes_per_cpu_second']:6.2f} MB"
         rows.append(f"  {name:26s} {speeds} per CPU second")
     for unit, found, target in (("", ratio, "   target at least 1"), (" by CPU time", cpu_ratio, "")):
-        spread = f"{found['median']:6.2f} ({found['lowest']:.2f}..{found['highest']:.2f})"
-        rows.append(f"  ours / {record['best']}{unit}: {spread}{target}")
+        rows.append(f"  ours / {record['best']}{unit}: {spread(found)}{target}")
     times = f"{loader['ms']:.2f} of {loader['step_ms']:.0f} ms"
     rows.append(f"  loader share {loader['share']:6.2%} of a step of the cpu scale ({times})   target below 2 %")
     batch = f"{LARGE_BATCH} x {LARGE_LENGTH} tokens of {LARGE_DOMAINS} domains, purity 0.5, step {LARGE_STEP:,}"
@@ -81,12 +81,11 @@ def text(record: dict[str, Any]) -> str:
 
 def _measure(folder: Path) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    config = CPU
     start = time.perf_counter()
-    prepare(config.data, folder / "packed")
+    prepare(CPU.data, folder / "packed")
     stage_seconds = time.perf_counter() - start
-    record = _compare(config.data, load_tokenizer(folder / "packed" / "tokenizer"))
-    record |= {"stage_seconds": stage_seconds, "loader": _loader(config, folder), "large": _large()}
+    record = _compare(CPU.data, load_tokenizer(folder / "packed" / "tokenizer"))
+    record |= {"stage_seconds": stage_seconds, "loader": _loader(CPU, folder), "large": _large()}
     (folder / "record.json").write_text(json.dumps(record))
 
 
@@ -119,7 +118,7 @@ def _compare(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str
         }
         for name in packers
     }
-    ratio, cpu_ratio = _ratio(seconds[best], seconds["ours"]), _ratio(cpu_seconds[best], cpu_seconds["ours"])
+    ratio, cpu_ratio = summary(seconds[best], seconds["ours"]), summary(cpu_seconds[best], cpu_seconds["ours"])
     found = {"megabytes": megabytes, "documents": len(documents), "cores": CORES, "repeats": REPEATS}
     return found | {"packers": speeds, "best": best, "ratio": ratio, "cpu_ratio": cpu_ratio}
 
@@ -203,11 +202,6 @@ def _large() -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
     return {"seconds": seconds, "ms": median * 1e3, "ns_per_token": median / (LARGE_BATCH * LARGE_LENGTH) * 1e9}
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
-    return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 
 
 def _cpu_seconds() -> float:

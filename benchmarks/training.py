@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, FLOORS, GPU_CONTENDERS
 from benchmarks.floor import num_flops
+from benchmarks.ratios import spread, summary
 from benchmarks.workload import CPU
 from moe.config import RunConfig
 from moe.settings import parse
@@ -83,24 +83,24 @@ def text(record: dict[str, Any]) -> str:
         lines.append(f"training, shape {name}: {shape['description']}")
         lines.append(f"  {'':<24}{'tokens/s':>10}{'ms':>8}   {'ours is faster by':<22}{'peak':>8}{'first pass':>12}")
         for contender, part in shape["contenders"].items():
-            ratio = _spread(part["ratio"])
+            ratio = spread(part["ratio"])
             numbers = f"{part['tokens_per_second']:>10,.0f}{part['ms']:>8.1f}   {ratio:<22}"
             lines.append(
                 f"  {contender:<24}{numbers}{part['peak_bytes'] / 1e6:>5.0f} MB{part['first_seconds']:>10.1f} s"
             )
         lines += [f"  {contender:<24}does not start: {reason}" for contender, reason in shape["failed"].items()]
         aim = f"target at least {TARGET_RATIO}, aim {AIM_RATIO}" if name == "cpu" else ""
-        lines.append(f"  {RIVAL} / ours: {_spread(shape['contenders'][RIVAL]['ratio'])}   {aim}".rstrip())
+        lines.append(f"  {RIVAL} / ours: {spread(shape['contenders'][RIVAL]['ratio'])}   {aim}".rstrip())
         for floor, part in shape["floors"].items():
             aim = f"   target at most {TARGET_FLOOR}, aim {AIM_FLOOR}" if floor == "floor" else ""
             share = f"{part['ms']:.1f} ms, {part['share']:.0%} of our step"
-            lines.append(f"  ours / {floor}: {_spread(part['ours_over'])} ({share}){aim}")
+            lines.append(f"  ours / {floor}: {spread(part['ours_over'])} ({share}){aim}")
     if machine := record.get("machine"):
         lines.append("training, cpu shape on two cores")
         for name, part in machine["ways"].items():
             lines.append(f"  {name:<40}{part['tokens_per_second']:>10,.0f} tokens/s")
         target = f"target at least {TARGET_RATIO}, aim {AIM_RATIO}"
-        lines.append(f"  best of ours / best of {RIVAL}: {_spread(machine['ratio'])}   {target}")
+        lines.append(f"  best of ours / best of {RIVAL}: {spread(machine['ratio'])}   {target}")
     return "\n".join(lines)
 
 
@@ -241,8 +241,7 @@ def _machine(config: RunConfig, config_file: Path) -> dict[str, Any]:
         max((way for way in ways if MACHINE[way][0] == name), key=lambda way: parts[way]["tokens_per_second"])
         for name in ("ours", RIVAL)
     ]
-    ratios = [ours / theirs for ours, theirs in zip(*(rates[way] for way in best), strict=True)]
-    return {"ways": parts, "ratio": _summary(ratios)}
+    return {"ways": parts, "ratio": summary(*(rates[way] for way in best))}
 
 
 def _step_part(rounds: list[list[float]], tokens: int) -> dict[str, Any]:
@@ -257,13 +256,4 @@ def _rate(together: list[list[float]], tokens: int) -> float:
 
 
 def _ratio(numerator: list[list[float]], denominator: list[list[float]]) -> dict[str, float]:
-    pairs = zip(numerator, denominator, strict=True)
-    return _summary([statistics.median(a) / statistics.median(b) for a, b in pairs])
-
-
-def _summary(ratios: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
-
-
-def _spread(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['lowest']:.2f}..{ratio['highest']:.2f})"
+    return summary(map(statistics.median, numerator), map(statistics.median, denominator))
