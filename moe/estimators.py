@@ -17,7 +17,7 @@ from moe import provenance
 from moe.balance.estimators import Pooling, WindowPool
 from moe.balance.losses import load_balancing_loss
 from moe.balance.statistics import Statistics
-from moe.balance.windows import Layout, pool
+from moe.balance.windows import Layout
 from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import BalanceConfig, BalanceTerm, RunConfig
 from moe.data.order import TrainingBatches
@@ -183,10 +183,9 @@ def _loss(candidate: Candidate, statistics: Statistics, past: dict[int, Tensor])
     window_pool.begin()
     losses = []
     for i in range(layout.num_passes):
-        positions, windows = layout.positions(i), layout.windows(i, candidate.pooling.window)
-        share = slice(positions.start, positions.stop)
+        share = slice(layout.positions(i).start, layout.positions(i).stop)
         (counts_LWE,) = window_pool.counts(i, statistics.counts_LSE[:, share])
-        scores_LWE = pool(statistics.scores_LSE[:, share], positions, candidate.pooling.window, windows)
+        scores_LWE = layout.pool(statistics.scores_LSE[:, share], i, candidate.pooling.window)
         tokens = float(statistics.tokens_S.sum())
         losses.append(load_balancing_loss(counts_LWE, scores_LWE, tokens_per_rank=tokens))
     return torch.stack(losses).sum(dim=0)

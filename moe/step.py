@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moe.balance.controllers import bias_update
 from moe.balance.estimators import Pooling, WindowPool
-from moe.balance.losses import load_balancing_loss, z_loss
+from moe.balance.losses import balance_coefficients, z_loss
 from moe.balance.metrics import dead_experts, load_entropy, max_violation
 from moe.balance.statistics import Statistics
-from moe.balance.windows import Layout, pool
+from moe.balance.windows import Layout
 from moe.config import BalanceTerm, RunConfig, TrainConfig, check_split, window_sequences
 from moe.model.build import routers
 from moe.model.objective import Objective
@@ -194,16 +194,18 @@ class Step:
                 lm_loss = nats / targets_per_rank
                 z_L = z_loss(statistics, tokens_per_rank=tokens_per_rank)
                 loss = lm_loss + settings.balance.z_loss_weight * z_L.mean()
-                balance_TL = []
-                for term, counts_LWE in zip(self.terms, counts, strict=True):
-                    value_L = self._balance_loss(term, i, statistics, counts_LWE, tokens_per_rank)
-                    loss = loss + term.weight * is_active(term, step) * value_L.mean()
-                    balance_TL.append(value_L)
+                terms_TLSE = self._coefficients(i, counts, tokens_per_rank)
+                active = [w * part for w, part in zip(self._weights(step), terms_TLSE, strict=True) if w]
+                if active:
+                    coefficients_LSE = torch.stack(active).sum(dim=0) / len(z_L)
+                    # One product for all terms, since each is linear in the score sums.
+                    loss = loss + (coefficients_LSE.to(statistics.scores_LSE.dtype) * statistics.scores_LSE).sum()
                 stopwatch.lap("forward")
                 self.accelerator.backward(loss)
                 stopwatch.lap("backward")
             if meter is not None:
-                meter.add(lm_loss, z_L, balance_TL)
+                scores_LSE = statistics.scores_LSE.detach()
+                meter.add(lm_loss, z_L, [(part * scores_LSE).sum(dim=(1, 2)) for part in terms_TLSE])
         return meter
 
     @property
@@ -240,13 +242,18 @@ class Step:
         positions = self.layout.positions(pass_index)
         return torch.from_numpy(values_BN[positions.start : positions.stop]).to(self.accelerator.device)
 
-    def _balance_loss(
-        self, term: BalanceTerm, i: int, statistics: Statistics, counts_LWE: Tensor, tokens_per_rank: float
-    ) -> Tensor:
-        """This pass's contribution to the term per layer, [L]."""
-        window = window_sequences(term, self.config.train)
-        scores_LWE = pool(statistics.scores_LSE, self.layout.positions(i), window, self.layout.windows(i, window))
-        return load_balancing_loss(counts_LWE, scores_LWE, tokens_per_rank=tokens_per_rank)
+    def _weights(self, step: int) -> list[float]:
+        """Weight of every term in this optimizer step."""
+        return [term.weight * is_active(term, step) for term in self.terms]
+
+    def _coefficients(self, i: int, counts: list[Tensor], tokens_per_rank: float) -> list[Tensor]:
+        """Per term, what each score sum of this pass counts in its loss, [L, S, E]."""
+        return [
+            balance_coefficients(counts_LWE, tokens_per_rank=tokens_per_rank)[
+                :, self.layout.windows_of(i, pooling.window)
+            ]
+            for pooling, counts_LWE in zip(self.pool.poolings, counts, strict=True)
+        ]
 
     def _sum_over_ranks(self, counts: Tensor) -> Tensor:
         return self.accelerator.reduce(counts, reduction="sum")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe.balance.windows import Layout, pool
+from moe.balance.windows import Layout
 
 # L layers, S sequences of this rank in this pass, W windows, E experts
 
@@ -118,8 +118,7 @@ class WindowPool:
         return self._seen[i][:, windows.start : windows.stop]
 
     def _pooled(self, pass_index: int, window: int, counts_LSE: Tensor) -> Tensor:
-        layout = self.layout
-        return pool(counts_LSE, layout.positions(pass_index), window, layout.windows(pass_index, window))
+        return self.layout.pool(counts_LSE, pass_index, window)
 
     def _placed(self, pass_index: int, window: int, pooled_LWE: Tensor) -> Tensor:
         """The counts of a pass among those of all windows of the batch."""

@@ -66,6 +66,11 @@ class Layout:
         first, end = (self._ends[i * self.num_ranks] for i in (pass_index, pass_index + 1))
         return range(first // window, (end - 1) // window + 1)
 
+    def windows_of(self, pass_index: int, window: int) -> Tensor:
+        """The window of each of this rank's sequences in a pass, counted from the first of `windows`, int64 [S]."""
+        at = self.positions(pass_index)
+        return torch.arange(at.start, at.stop) // window - self.windows(pass_index, window).start
+
     def spans_passes(self, window: int) -> bool:
         """Whether some window holds sequences of several passes."""
         return any(end % window for end in self._ends[:: self.num_ranks])
@@ -74,9 +79,8 @@ class Layout:
         """Whether some window holds sequences of several ranks or passes."""
         return any(end % window for end in self._ends)
 
-
-def pool(values_LSE: Tensor, positions: range, window: int, windows: range) -> Tensor:
-    """Sum per window, [L, W, E]: the sequence at position p belongs to window p // window."""
-    index_S = torch.arange(positions.start, positions.stop, device=values_LSE.device) // window - windows.start
-    shape = (values_LSE.shape[0], len(windows), values_LSE.shape[2])
-    return values_LSE.new_zeros(shape).index_add(1, index_S, values_LSE)
+    def pool(self, values_LSE: Tensor, pass_index: int, window: int) -> Tensor:
+        """Sum of this rank's sequences of a pass per window of `windows`, [L, W, E]."""
+        shape = (values_LSE.shape[0], len(self.windows(pass_index, window)), values_LSE.shape[2])
+        index_S = self.windows_of(pass_index, window).to(values_LSE.device)
+        return values_LSE.new_zeros(shape).index_add(1, index_S, values_LSE)

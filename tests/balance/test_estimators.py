@@ -8,7 +8,7 @@ from moe.balance.controllers import bias_update
 from moe.balance.estimators import Pooling, WindowPool
 from moe.balance.losses import load_balancing_loss
 from moe.balance.metrics import max_violation
-from moe.balance.windows import Layout, pool
+from moe.balance.windows import Layout
 
 # L layers, B sequences of the global batch, E experts
 
@@ -69,8 +69,7 @@ class Ranks:
             for i, (start, stop) in enumerate(local):
                 known = p.counts(i, counts[:, start:stop])
                 for t, (pooling, counts_LWE) in enumerate(zip(self.poolings, known, strict=True)):
-                    windows = layout.windows(i, pooling.window)
-                    scores_LWE = pool(scores[:, start:stop], layout.positions(i), pooling.window, windows)
+                    scores_LWE = layout.pool(scores[:, start:stop], i, pooling.window)
                     losses[t] += load_balancing_loss(counts_LWE, scores_LWE, tokens_per_rank=10 * BATCH)
             p.end()
             pools.append(p)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe.balance.windows import Layout, pool
+from moe.balance.windows import Layout
 
 
 @given(batch=st.integers(1, 60), size=st.integers(1, 20), num_ranks=st.integers(1, 5))
@@ -32,5 +32,5 @@ def test_windows_that_cross_ranks_or_passes_are_told_apart() -> None:
 
 def test_pooling_sums_the_sequences_of_each_window() -> None:
     values = torch.arange(10.0).view(1, 5, 2)
-    pooled = pool(values, range(3, 8), 4, range(0, 2))
+    pooled = Layout(((3, 5),), rank=1).pool(values, 0, 4)
     assert pooled.tolist() == [[[0.0, 1.0], [2.0 + 4 + 6 + 8, 3.0 + 5 + 7 + 9]]]

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe.balance.estimators import Pooling, WindowPool
 from moe.balance.losses import load_balancing_loss
 from moe.balance.statistics import Statistics, sequence_statistics
-from moe.balance.windows import Layout, pool
+from moe.balance.windows import Layout
 from moe.conformance.kit import Adapter, Routing, Step
 
 Result = TypeVar("Result")
@@ -52,8 +52,7 @@ class Ours(Adapter):
             loss = torch.zeros((), dtype=torch.float64)
             weights = (self.global_weight, self.micro_weight)
             for weight, (window, *_), counts_LWE in zip(weights, known.poolings, terms, strict=True):
-                at = known.layout.positions(pass_index), window, known.layout.windows(pass_index, window)
-                scores_LWE = pool(statistics.scores_LSE, *at)
+                scores_LWE = known.layout.pool(statistics.scores_LSE, pass_index, window)
                 loss = (
                     loss + weight * load_balancing_loss(counts_LWE, scores_LWE, tokens_per_rank=tokens_per_rank).mean()
                 )
