@@ -6,7 +6,7 @@ are refused. What is here changes what is measured, or how the machine is used, 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from moe.config import BalanceConfig, DataConfig, ModelConfig, Name, RunConfig, TrainConfig
 from moe.settings import ConfigError, Settings
@@ -114,6 +114,44 @@ class Axis(Settings):
         return self
 
 
+class Expectation(Settings):
+    """A prediction that the report holds against the paired interval of first minus second."""
+
+    claim: str = Field(min_length=1)
+    """The prediction in one sentence."""
+    measure: str = "heldout_nats"
+    """Measure of a run: a key of `MEASURES` in `moe/report/measure_names.py`."""
+    first: str
+    """Arm whose measure is predicted."""
+    second: str
+    """Arm that it is compared with, on the same seeds."""
+    direction: Literal["lower", "higher", "equal"]
+    """How the first arm's measure stands to the second's."""
+    margin: float | None = Field(default=None, gt=0)
+    """Of `equal` alone, and required there: the interval must lie within plus and minus this, in the measure's unit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Expectation":
+        if (self.direction == "equal") != (self.margin is not None):
+            raise ValueError(f"expect '{self.claim}': 'direction: equal' needs a 'margin', and it alone has one")
+        if self.first == self.second:
+            raise ValueError(f"expect '{self.claim}': 'first' and 'second' are the same arm '{self.first}'")
+        return self
+
+
+class Recovery(Settings):
+    """Arms that should recover a gain in held-out loss: the share is (from - arm) / (from - to)."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    from_: str = Field(alias="from")
+    """Arm without the gain."""
+    to: str
+    """Arm with all of it."""
+    by: tuple[str, ...] = Field(min_length=1)
+    """Arms whose share of the gain is reported."""
+
+
 class Experiment(Settings):
     """What is compared: one file of `config/experiments/`."""
 
@@ -129,6 +167,19 @@ class Experiment(Settings):
     """Axes; the arms are all their combinations."""
     contrasts: tuple[tuple[str, str], ...] = ()
     """Pairs of arms whose paired difference, first minus second, is reported."""
+    expect: tuple[Expectation, ...] = ()
+    """Predictions that the report answers with confirmed, refuted or unresolved."""
+    recovery: Recovery | None = None
+    """A gain whose recovered share is reported."""
+
+    def compared(self) -> dict[str, list[str]]:
+        """Arms that are named outside the axes, by what names them."""
+        gain = [self.recovery.from_, self.recovery.to, *self.recovery.by] if self.recovery else []
+        return {
+            "contrast": [arm for pair in self.contrasts for arm in pair],
+            "expectation": [arm for item in self.expect for arm in (item.first, item.second)],
+            "recovery": gain,
+        }
 
 
 def check_estimators(train: TrainConfig, settings: EstimatorsConfig) -> None:

@@ -24,9 +24,11 @@ from moe.scale import (
     Axis,
     EstimatorsConfig,
     EvaluationConfig,
+    Expectation,
     Experiment,
     HardwareConfig,
     LatencyConfig,
+    Recovery,
     Scale,
 )
 
@@ -57,6 +59,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`hardware`": HardwareConfig,
     "Experiment": Experiment,
     "`axes.<name>`": Axis,
+    "`expect[]`": Expectation,
+    "`recovery`": Recovery,
 }
 
 
@@ -73,7 +77,12 @@ def _section(title: str, schema: type[BaseModel]) -> str:
         meaning = field.description or _first_line(field.annotation)
         if key == "kind":
             meaning = "Selects this kind of source."
-        cells = (f"`{key}`", _type(field.annotation) + limits, _default(field.default), " ".join(meaning.split()))
+        cells = (
+            f"`{field.alias or key}`",
+            _type(field.annotation) + limits,
+            _default(field.default),
+            " ".join(meaning.split()),
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -19,6 +19,7 @@ from typing import Any
 from moe.config import BalanceTerm, DataConfig, PipSource, RunConfig, TrainConfig, check_split, window_sequences
 from moe.data.sources import corpus
 from moe.lm_eval_tasks.official import check_names
+from moe.report.measure_names import MEASURES
 from moe.scale import Experiment, Scale, check_estimators, check_latency
 from moe.settings import ConfigError, digest, parse, read_yaml
 
@@ -166,7 +167,8 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
 def expand(title: str, experiment: Experiment) -> list[tuple[str, dict[str, str], list[tuple[str, Any]]]]:
     """Arms of an experiment in order: (arm, label per axis, dotted fields to set).
 
-    Raises `ConfigError` for arms that cannot be told apart by name and for a contrast between arms that do not exist.
+    Raises `ConfigError` for arms that cannot be told apart by name, for a contrast, an expectation or a recovery of
+    arms that do not exist, and for an expectation in a measure that does not.
     """
     axes = []
     for axis in experiment.axes.values():
@@ -187,9 +189,12 @@ def expand(title: str, experiment: Experiment) -> list[tuple[str, dict[str, str]
     known = dict.fromkeys(arm for arm, _, _ in expanded)
     if len(known) < len(expanded):
         raise ConfigError(f"experiment {title}: labels that hold ' / ' give two arms one name: rename them")
-    for arm in itertools.chain.from_iterable(experiment.contrasts):
+    for kind, arm in ((kind, arm) for kind, arms in experiment.compared().items() for arm in arms):
         if arm not in known:
-            raise ConfigError(f"experiment {title}: contrast with unknown arm '{arm}'; {_hint(arm, list(known))}")
+            raise ConfigError(f"experiment {title}: {kind} with unknown arm '{arm}'; {_hint(arm, list(known))}")
+    for measure in (item.measure for item in experiment.expect):
+        if measure not in MEASURES:
+            raise ConfigError(f"experiment {title}: unknown measure '{measure}'; {_hint(measure, list(MEASURES))}")
     return expanded
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from moe.scale import Experiment, Scale
-from moe.settings import ConfigError
+from moe.settings import ConfigError, parse
 from moe.sweep import Plan, configure, load_experiment, load_plan, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +112,41 @@ def test_mistakes_of_an_experiment_are_refused_with_the_remedy(axes: Any, contra
         plan(axes, contrasts=contrasts)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+EXPECT = {"claim": "c", "first": "32", "second": "1", "direction": "lower"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"expect": [EXPECT | {"first": "032"}]}, "expectation with unknown arm '032'; did you mean '32'?"),
+        ({"expect": [EXPECT | {"measure": "heldout_nat"}]}, "unknown measure 'heldout_nat'; did you mean 'heldout_n"),
+        ({"expect": [EXPECT | {"direction": "less"}]}, "'expect.0.direction': Input should be 'lower', 'higher' or"),
+        ({"expect": [EXPECT | {"direction": "equal"}]}, "expect 'c': 'direction: equal' needs a 'margin'"),
+        ({"expect": [EXPECT | {"margin": 0.01}]}, "expect 'c': 'direction: equal' needs a 'margin', and it alone"),
+        ({"expect": [EXPECT | {"direction": "equal", "margin": 0}]}, "'expect.0.margin': Input should be greater"),
+        ({"expect": [EXPECT | {"second": "32"}]}, "expect 'c': 'first' and 'second' are the same arm '32'"),
+        ({"recovery": {"from": "1", "to": "32", "by": ["2"]}}, "recovery with unknown arm '2'; did you mean '32'?"),
+        ({"recovery": {"to": "32", "by": ["1"]}}, "'recovery.from' is missing"),
+    ],
+)
+def test_predictions_that_nothing_can_answer_are_refused_with_the_remedy(fields: Any, sentence: str):
+    raw = {"title": "t", "question": "q", "prediction": "p", "axes": windows(1, 32)} | fields
+    with pytest.raises(ConfigError) as error:
+        resolve("s", scale(), {"e": parse(Experiment, raw, "e")})
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_predictions_are_kept_in_the_plans_record_as_they_were_written():
+    equal = EXPECT | {"direction": "equal", "margin": 0.004, "measure": "divergence"}
+    fields = {"expect": [EXPECT, equal], "recovery": {"from": "1", "to": "32", "by": ["8", "4"]}}
+    made = resolve("s", scale(), {"e": experiment(windows(1, 4, 8, 32), **fields)})
+    record = made.record()["experiments"]["e"]
+    assert record["expect"] == [EXPECT | {"measure": "heldout_nats", "margin": None}, equal]
+    assert record["recovery"] == fields["recovery"]
+    assert Experiment.model_validate(record) == made.experiments["e"]
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_with_both_fields():

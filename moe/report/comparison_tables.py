@@ -7,6 +7,7 @@ import pandas as pd
 
 from moe.analysis.statistics import PairedDifference, holm
 from moe.report import measures, text
+from moe.report.measure_names import MEASURES
 from moe.report.records import Records
 from moe.report.table import Table
 
@@ -22,7 +23,7 @@ def headline_table(records: Records, experiment: str) -> Table:
     differences = measures.arm_differences(frame, "heldout_nats", contrasts)
     for (arm, runs), difference in zip(frame.groupby("arm", sort=False), differences, strict=True):
         difference = None if arm == reference else difference
-        means = {measure: float(runs[measure].mean()) for measure in measures.RUN_MEASURES}
+        means = {measure: float(runs[measure].mean()) for measure in MEASURES}
         windows = runs["windows"].iloc[0]
         head = {"arm": arm, "windows": windows, "seeds": len(runs)}
         rows.append(head | means | _difference_columns(difference) | {"status": "measured"})
@@ -55,7 +56,7 @@ def contrast_table(records: Records, experiment: str) -> Table:
     """Every contrast of the experiment in every measure, with p-values adjusted over the contrasts of one measure."""
     frame, contrasts = measures.run_frame(records, experiment), records.contrasts(experiment)
     rows, shown = [], []
-    for measure, title in measures.RUN_MEASURES.items():
+    for measure, title in MEASURES.items():
         differences = measures.arm_differences(frame, measure, contrasts)
         adjusted = holm([difference.p if difference else None for difference in differences])
         for (first, second), difference, p_holm in zip(contrasts, differences, adjusted, strict=True):

@@ -14,18 +14,8 @@ import pandas as pd
 
 from moe.analysis import specialisation
 from moe.analysis.statistics import PairedDifference, paired_difference
+from moe.report.measure_names import MEASURES
 from moe.report.records import Records, Run
-
-RUN_MEASURES = {
-    "heldout_nats": "held-out loss (nats/token)",
-    "bits_per_byte": "bits per byte",
-    "perplexity": "Avg PPL",
-    "divergence": "JSD between domains (nats)",
-    "information": "mutual information domain–expert (nats)",
-    "max_vio": "MaxVio",
-}
-"""Measures of one run and their names in tables. The last three are means over layers of the held-out routing."""
-
 
 MOST_ARMS = 21
 """Arms that can be told apart in one figure: as many have a style of their own."""
@@ -37,9 +27,9 @@ def _runs(records: Records, experiment: str) -> list[tuple[str, int, Run]]:
 
 
 def run_frame(records: Records, experiment: str) -> pd.DataFrame:
-    """One row per run: its windows and the columns of `RUN_MEASURES`."""
+    """One row per run: its windows and the columns of `MEASURES`."""
     layers = layer_frame(records, experiment)
-    means = layers.groupby(["arm", "seed"], sort=False)[["divergence", "information", "max_vio"]].mean()
+    means = layers.groupby(["arm", "seed"], sort=False)[[name for name in MEASURES if name in layers]].mean()
     rows = []
     for arm, seed, run in _runs(records, experiment):
         average = run.evaluation.average

@@ -90,8 +90,14 @@ def test_a_scale_with_a_few_changes_is_a_plan_or_one_sentence(folder: Path, scal
     check(outcome(lambda: load_plan("s", folder)))
 
 
+PAIR = ["0.001 / a", "0.002 / a"]
+EXPECT = {"claim": "c", "first": PAIR[0], "second": PAIR[1], "direction": "equal", "margin": 0.1}
+RECOVERY = {"from": PAIR[0], "to": PAIR[1], "by": [PAIR[1]]}
+COMPARED = {"contrasts": [PAIR], "expect": [EXPECT], "recovery": RECOVERY}
+
+
 @examples(2)
-@given(experiment=mutated(EXPERIMENT | {"axes": AXES, "contrasts": [["0.001 / a", "0.002 / a"]]}))
+@given(experiment=mutated(EXPERIMENT | {"axes": AXES} | COMPARED))
 def test_an_experiment_with_a_few_changes_is_a_plan_or_one_sentence(folder: Path, experiment: Any) -> None:
     write(folder, SCALE | {"experiments": ["e"]}, experiment)
     check(outcome(lambda: load_plan("s", folder)))

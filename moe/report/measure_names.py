@@ -1,0 +1,14 @@
+"""Measures of one run that arms are compared in. It imports nothing, so that a plan can check names against it."""
+
+MEASURES = {
+    "heldout_nats": "held-out loss (nats/token)",
+    "bits_per_byte": "bits per byte",
+    "perplexity": "Avg PPL",
+    "divergence": "JSD between domains (nats)",
+    "information": "mutual information domain–expert (nats)",
+    "largest_frequency": "largest selection frequency (share)",
+    "top_k_score_sum": "top-K score sum (probability)",
+    "max_vio": "MaxVio",
+    "load_entropy": "load entropy / log E",
+}
+"""Column of the runs frame -> name in tables. From `divergence` on: means over layers of the held-out routing."""
