@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 SCALE ?= cpu
+EXPERIMENTS ?= balance_window
 JOBS ?= 2
 START := $(shell date +%s)
 
@@ -18,7 +19,7 @@ environment: ## make .venv from the pinned requirements
 	@$(PYTHON) workflow/environment.py
 
 reproduce: environment ## the main job: from pinned text to the report
-	@$(RUN) snakemake --config scale=$(SCALE)
+	@$(RUN) snakemake --config scale=$(SCALE) experiments=$(EXPERIMENTS)
 	@$(RUN) moe headline --records results/$(SCALE)/runs.json
 	@seconds=$$(($$(date +%s) - $(START))); \
 	printf 'elapsed %d min %02d s, set-up included\nreport  %s\n' \

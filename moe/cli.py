@@ -30,7 +30,7 @@ def plan(args: argparse.Namespace) -> None:
     from moe.memory import available_mb
     from moe.sweep import load_plan
 
-    found = load_plan(args.scale)
+    found = load_plan(args.scale, only=args.experiments)
     print(describe(found, estimate(found, cores=args.cores, memory_mb=available_mb())))
     if args.list:
         print(*found.configs, sep="\n")
@@ -41,7 +41,7 @@ def runs(args: argparse.Namespace) -> None:
     from moe.provenance import write_json
     from moe.sweep import load_plan
 
-    found = load_plan(args.scale)
+    found = load_plan(args.scale, only=args.experiments)
     if args.digest and args.digest != found.digest():
         raise ConfigError("the configuration was edited after the plan was made; run the same command again")
     write_json(args.out, found.record())
@@ -213,7 +213,10 @@ def conformance(args: argparse.Namespace) -> None:
 
 
 FILE = {"type": Path, "required": True, "metavar": "PATH"}
-SCALE = {"default": "cpu", "help": "a file of config/scales, without .yaml (default: cpu)"}
+SCALE = {
+    "--scale": {"default": "cpu", "help": "a file of config/scales, without .yaml (default: cpu)"},
+    "--experiments": {"default": "", "metavar": "NAME,...", "help": "those of the scale's (default: all)"},
+}
 RECORDS = {
     "--records": FILE | {"help": "runs table: results/<scale>/runs.json"},
     "--runs": {"type": Path, "default": Path("results/runs"), "help": "folder of the run records"},
@@ -222,12 +225,12 @@ RUN = {"--run": FILE | {"help": "folder of a trained run"}, "--data": FILE | {"h
 PAIR = FILE | {"nargs": 2, "action": "append", "metavar": ("RUN", "DATA"), "help": "a trained run and its packed data"}
 JSON = {"default": "{}", "metavar": "JSON", "help": "fields that differ from the defaults"}
 STAGES: dict[Any, dict[str, dict[str, Any]]] = {
-    plan: {
-        "--scale": SCALE,
+    plan: SCALE
+    | {
         "--cores": {"type": int, "default": os.cpu_count() or 1, "help": "CPU cores to plan with"},
         "--list": {"action": "store_true", "help": "also print the name of every run"},
     },
-    runs: {"--scale": SCALE, "--digest": {"default": "", "help": "refuse any other plan"}, "--out": FILE},
+    runs: SCALE | {"--digest": {"default": "", "help": "refuse any other plan"}, "--out": FILE},
     config: {"--kind": {"choices": ["run", "data"], "required": True}, "--json": {"required": True}, "--out": FILE},
     fetch: {
         "--config": {"type": Path, "metavar": "PATH", "help": "config of the data set"},

@@ -66,6 +66,15 @@ class Plan:
         return {data: self.configs[run].data.packed() for data, run in runs.items()}
 
     @cached_property
+    def seeds_of(self) -> dict[str, tuple[int, ...]]:
+        """Seeds of every series in the scale's order: all that some experiment asks of it."""
+        found: dict[str, dict[int, None]] = {}
+        for row in self.rows:
+            found.setdefault(series_of(row.run), {})[row.seed] = None
+        # Each experiment uses the first seeds of the scale, so the longest list holds the others.
+        return {series: tuple(seed for seed in self.scale.seeds if seed in seeds) for series, seeds in found.items()}
+
+    @cached_property
     def timed(self) -> list[str]:
         """Runs whose latency is measured: at the first seed every arm, or as many as `latency.arms` allows."""
         runs = []
@@ -116,9 +125,17 @@ def load_experiment(path: Path) -> Experiment:
     return read_yaml(Experiment, _existing(path, "experiment"))
 
 
-def load_plan(name: str, folder: Path = Path("config")) -> Plan:
-    """Plan of the scale `name` with the experiments that it lists."""
+def load_plan(name: str, folder: Path = Path("config"), *, only: str = "") -> Plan:
+    """Plan of the scale `name` with the experiments that it lists, or those of them that `only` names, separated by
+    commas."""
     scale = load_scale(folder / "scales" / f"{name}.yaml")
+    if only:
+        chosen = [item.strip() for item in only.split(",")]
+        for item in chosen:
+            if item not in scale.experiments:
+                known = list(scale.experiments)
+                raise ConfigError(f"scale {name} lists no experiment '{item}'; {_hint(item, known)}")
+        scale = scale.model_copy(update={"experiments": tuple(i for i in scale.experiments if i in chosen)})
     names = dict.fromkeys(scale.experiments)
     experiments = {item: load_experiment(folder / "experiments" / f"{item}.yaml") for item in names}
     return resolve(name, scale, experiments)
@@ -137,7 +154,13 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
         check_names(scale.evaluation.tasks, "pip")
     rows, configs = [], {}
     for title, experiment in experiments.items():
-        size = math.prod(len(axis.arms or axis.values) for axis in experiment.axes.values()) * len(scale.seeds)
+        if experiment.seeds and experiment.seeds > len(scale.seeds):
+            raise ConfigError(
+                f"experiment {title}: seeds ({experiment.seeds}) cannot exceed the number of seeds of scale {name} "
+                f"({len(scale.seeds)})"
+            )
+        seeds = scale.seeds[: experiment.seeds]
+        size = math.prod(len(axis.arms or axis.values) for axis in experiment.axes.values()) * len(seeds)
         if size > MOST_RUNS:
             raise ConfigError(
                 f"experiment {title}: its arms and the seeds of scale {name} make {size:,} runs, and {MOST_RUNS:,} are "
@@ -147,11 +170,11 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
         owner: dict[str, str] = {}
         for arm, labels, overrides in arms:
             # A scale's seeds are valid for every arm, so each arm is validated once.
-            first = configure(scale, overrides, seed=scale.seeds[0], where=f"experiment {title}, arm '{arm}'")
+            first = configure(scale, overrides, seed=seeds[0], where=f"experiment {title}, arm '{arm}'")
             check_latency(first, scale.latency)
             check_estimators(first.train, scale.estimators)
             data = digest(first.data.packed())
-            for seed in scale.seeds:
+            for seed in seeds:
                 config = first.model_copy(update={"seed": seed})
                 run = run_name(config)
                 if owner.setdefault(run, arm) != arm:
@@ -225,6 +248,11 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
 def run_name(config: RunConfig) -> str:
     """File name of a run: that of its series and the seed."""
     return f"{series_name(config)}-s{config.seed}"
+
+
+def series_of(run: str) -> str:
+    """Name of the series of a run."""
+    return run.rpartition("-s")[0]
 
 
 def series_name(config: RunConfig) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.project import ROOT, copy_project, run
+from tests.workflow.project import ROOT, copy_project, jobs, run
 
 SCALES = sorted(path.stem for path in (ROOT / "config" / "scales").glob("*.yaml"))
 
@@ -25,6 +25,26 @@ def test_a_dry_run_of_every_scale_prints_the_jobs_and_the_cost(scale: str, proje
 def test_a_call_without_arguments_is_the_cpu_scale(project: Path):
     done = run(project, "snakemake", "-n")
     assert "reports/cpu/index.html" in done.stdout + done.stderr
+
+
+def add_experiment(project: Path, text: str) -> None:
+    """A second experiment of the smoke scale, `second`."""
+    (project / "config" / "experiments" / "second.yaml").write_text(f"{{title: t, question: q, prediction: p, {text}}}")
+    path = project / "config" / "scales" / "smoke.yaml"
+    path.write_text(path.read_text().replace("[balance_window]", "[balance_window, second]"))
+
+
+def test_an_experiment_with_fewer_seeds_evaluates_them_and_the_chosen_experiments_run_alone(tmp_path: Path):
+    project = copy_project(tmp_path / "project")
+    alone = jobs(run(project, "snakemake", "-n", "--config", "scale=smoke"))
+    add_experiment(project, "seeds: 1, axes: {w: {field: train.learning_rate, values: [0.001, 0.002, 0.003]}}")
+    both = jobs(run(project, "snakemake", "-n", "--config", "scale=smoke"))
+    assert (both["train"], both["evaluate"], both["evaluate_1_seeds"]) == (8 + 3, 4, 3)
+    chosen = ("snakemake", "-n", "--config", "scale=smoke", "experiments=balance_window")
+    assert jobs(run(project, *chosen)) == alone
+    done = run(project, *chosen[:-1], "experiments=secnd")
+    assert done.returncode == 1
+    assert "error: scale smoke lists no experiment 'secnd'; did you mean 'second'?" in done.stderr
 
 
 def test_the_workflow_is_free_of_lints(project: Path):

@@ -1,4 +1,5 @@
 import gc
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,12 +16,13 @@ from moe.sweep import load_plan
 gc.set_threshold(100_000)
 
 try:
-    PLAN = load_plan(str(config.get("scale", "cpu")))
+    # As text, so that `runs_table` can hand the choice on.
+    EXPERIMENTS = str(config.get("experiments", ""))
+    PLAN = load_plan(str(config.get("scale", "cpu")), only=EXPERIMENTS)
 except ConfigError as error:
     sys.exit(f"error: {error}")
 
 HARDWARE = PLAN.scale.hardware
-SEEDS = PLAN.scale.seeds
 # How the machine is used is neither input nor param of a rule: it changes no result, so it must retrain nothing.
 HARDWARE_JSON = shlex.quote(canonical_json(HARDWARE))
 # Neither is what a step without a finite gradient leads to: `--config skip_nonfinite=true`.
@@ -78,20 +80,30 @@ def packed_data(wildcards):
     return data_folder(wildcards.run)
 
 
+def run_folders(series):
+    """The runs of a series."""
+    return [f"results/runs/{series}-s{seed}" for seed in PLAN.seeds_of[series]]
+
+
+def series_with(seeds):
+    """Pattern of the series that have these seeds."""
+    return "|".join(re.escape(series) for series, found in PLAN.seeds_of.items() if found == seeds)
+
+
 def series_records(wildcards):
     """The training records of the runs of a series."""
-    return [f"results/runs/{wildcards.series}-s{seed}/train.json" for seed in SEEDS]
+    return [f"{run}/train.json" for run in run_folders(wildcards.series)]
 
 
 def series_data(wildcards):
     """The data of a series."""
-    return data_folder(f"{wildcards.series}-s{SEEDS[0]}")
+    return data_folder(f"{wildcards.series}-s{PLAN.seeds_of[wildcards.series][0]}")
 
 
 def series_runs(wildcards):
     """The runs of a series as arguments: run, data, record."""
-    runs = [f"results/runs/{wildcards.series}-s{seed}" for seed in SEEDS]
-    return [f"--run {run} {series_data(wildcards)} {run}/evaluation.json" for run in runs]
+    data = series_data(wildcards)
+    return [f"--run {run} {data} {run}/evaluation.json" for run in run_folders(wildcards.series)]
 
 
 def timed_records(wildcards):

@@ -42,5 +42,7 @@ rule runs_table:
         "../../environment.yml"
     params:
         digest=PLAN.digest(),
+        only=EXPERIMENTS,
     shell:
-        "python -m moe runs --scale {wildcards.scale} --digest {params.digest} --out {output} > {log} 2>&1"
+        "python -m moe runs --scale {wildcards.scale} --experiments {params.only:q} --digest {params.digest}"
+        " --out {output} > {log} 2>&1"

@@ -48,4 +48,4 @@ def train_mb(wildcards):
 
 def evaluate_mb(wildcards):
     """Memory that an evaluation asks for."""
-    return requested_mb(evaluate_bytes(PLAN.configs[f"{wildcards.series}-s{SEEDS[0]}"], PLAN.scale))
+    return requested_mb(evaluate_bytes(PLAN.configs[f"{wildcards.series}-s{PLAN.scale.seeds[0]}"], PLAN.scale))
