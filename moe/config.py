@@ -153,7 +153,8 @@ class BalanceTerm(Settings):
     """Sequences that f is pooled over (the paper's Balance BSZ): a number, or a name for 1, `train.micro_sequences`
     or `train.batch_sequences`."""
     weight: float = Field(default=0.01, ge=0)
-    """Coefficient of this loss in the training objective."""
+    """Coefficient of this loss in the training objective. In an experiment a term may give `1 %` of the weight of the
+    scale's first term, and has all of it where it gives none."""
     estimator: Literal["exact", "prefix", "previous", "ema"] = "exact"
     """How f is known before the whole window was seen: `exact` counts it first, in forward passes of their own where a
     window spans passes; `prefix` uses the passes so far (arXiv:2501.11873, Algorithm 1). The two agree where a window
@@ -162,9 +163,9 @@ class BalanceTerm(Settings):
     half_life: float | None = Field(default=None, gt=0)
     """Optimizer steps after which a step weighs half as much in `ema`."""
     start_step: int = Field(default=0, ge=0)
-    """First optimizer step with this term."""
+    """First optimizer step with this term; in an experiment also `10 %` of `train.steps`."""
     end_step: int | None = Field(default=None, ge=1)
-    """First optimizer step without this term; null keeps it to the end."""
+    """First optimizer step without this term, given alike; null keeps it to the end."""
 
 
 class BiasConfig(Settings):

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ MOST_RUNS = 20_000
 """Most runs of one experiment: a few axes too many ask for billions."""
 LABEL_CHARACTERS = 200
 """Longest name of an arm."""
+PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 SECTIONS = ("model", "data", "train", "balance")  # what a scale and a run share, and an axis may change
 
 
@@ -226,6 +228,7 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
     raw = {section: getattr(scale, section).model_dump(mode="json") for section in SECTIONS}
     for path, value in overrides:
         _set(raw, path, value, where)
+    _resolve_shares(raw, scale)
     config = parse(RunConfig, raw | {"seed": seed}, where)
     for domain in config.data.domains:
         if isinstance(domain.source, PipSource):
@@ -273,6 +276,21 @@ def _term_slug(term: BalanceTerm, first: float, train: TrainConfig) -> str:
     slug += f"from{term.start_step}" if term.start_step else ""
     slug += f"to{term.end_step}" if term.end_step is not None else ""
     return slug + (f"x{term.weight / first:.3g}" if first and not math.isclose(term.weight, first) else "")
+
+
+def _resolve_shares(raw: dict[str, Any], scale: Scale) -> None:
+    """Put numbers in place of the percentages of terms, so that an experiment suits every scale: weights in percent of
+    that of the scale's first term, which is also the weight of a term that gives none, and steps in percent of all."""
+    terms, steps = raw["balance"]["terms"], raw["train"]["steps"]
+    if not isinstance(terms, list | tuple) or not isinstance(steps, int):
+        return  # for the schema to refuse
+    weight = scale.balance.terms[0].weight if scale.balance.terms else BalanceTerm().weight
+    for term in (term for term in terms if isinstance(term, dict)):
+        for key, whole in (("weight", weight), ("start_step", steps), ("end_step", steps)):
+            value = term.setdefault(key, whole) if key == "weight" else term.get(key)
+            if isinstance(value, str) and (share := PERCENTAGE.fullmatch(value)):
+                part = whole * float(share[1]) / 100
+                term[key] = part if key == "weight" else round(part)
 
 
 def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:

@@ -65,6 +65,23 @@ def test_a_named_window_is_the_same_run_as_its_number(pair: tuple[str, int]):
     assert set(plan(windows(name)).configs) == set(plan(windows(number)).configs)
 
 
+def test_percentages_of_a_term_follow_the_scale():
+    terms = [{"window": 1, "end_step": "10 %"}, {"window": "global", "start_step": "10 %", "weight": "2.5%"}]
+    axes = {"switch": {"arms": {"at 10 %": {"balance.terms": terms}}}}
+    for weight, steps in ((0.04, 100), (0.008, 60)):
+        made = plan(axes, seeds=[1], balance={"terms": [{"weight": weight}]}, train={"steps": steps})
+        (config,) = made.configs.values()
+        first, second = config.balance.terms
+        assert (first.weight, first.end_step) == (weight, steps // 10)
+        assert (second.weight, second.start_step) == (pytest.approx(weight / 40), steps // 10)
+
+
+def test_a_share_that_is_no_percentage_is_refused_with_its_field():
+    axes = {"switch": {"arms": {"a": {"balance.terms": [{"window": 1, "weight": "a little"}]}}}}
+    with pytest.raises(ConfigError, match="balance.terms.0.weight"):
+        plan(axes)
+
+
 def test_experiments_share_the_runs_that_they_both_need():
     both = {"a": experiment(windows(1, 32)), "b": experiment(windows("global", 4))}
     made = resolve("s", scale(experiments=["a", "b"]), both)
