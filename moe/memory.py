@@ -29,8 +29,6 @@ KEPT_BYTES = 64 << 20
 
 LOSS_TOKENS = 256
 """Tokens whose logits `moe/model/objective.py` holds at once; its import takes seconds."""
-PROBE_SEQUENCES = 32
-"""Sequences of a batch of `moe/probe.py`, which is part of the evaluation; its import takes seconds."""
 
 LOADED = 2
 """How often the weights of a loaded checkpoint count: its file stays mapped beside them."""
@@ -125,11 +123,11 @@ def latency_bytes(configs: Sequence[RunConfig], scale: Scale) -> int:
 
 
 def evaluate_bytes(config: RunConfig, scale: Scale) -> int:
-    """Peak of the evaluation: the logits of a batch and their log-softmax, which lm-eval copies once more."""
-    sequences = scale.evaluation.batch_size
-    logits = 4 * sequences * config.data.sequence_length * config.data.vocab_size
-    libraries, copies = (LM_EVAL_BYTES, 3) if scale.evaluation.tasks else (PROBE_BYTES, 2)
-    return libraries + _inference_bytes(config, max(sequences, PROBE_SEQUENCES)) + copies * logits
+    """Peak of the evaluation: lm-eval's logits of a batch that is all answers and their log-softmax, without tasks
+    the logits of a chunk."""
+    tokens = scale.evaluation.batch_size * config.data.sequence_length
+    libraries, held = (LM_EVAL_BYTES, tokens) if scale.evaluation.tasks else (PROBE_BYTES, min(LOSS_TOKENS, tokens))
+    return libraries + _inference_bytes(config, scale.evaluation.batch_size) + 2 * 4 * held * config.data.vocab_size
 
 
 def _inference_bytes(config: RunConfig, sequences: int) -> int:

@@ -23,6 +23,7 @@ from moe.data.wheels import PINS, Bounded, cached_wheel
 from moe.evaluate import evaluate, evaluate_all, heldout_loss
 from moe.lm_eval_tasks import heldout, official
 from moe.model.build import build_model, load_model, routers, save_model
+from moe.probe import heldout_pass
 from moe.scale import EvaluationConfig
 from moe.settings import ConfigError, parse
 from tests.conftest import tiny_config
@@ -65,8 +66,8 @@ def run(packed: tuple[DataConfig, Path], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def save_run(config: RunConfig, data_folder: Path, folder: Path) -> None:
-    model = build_model(config.model, vocab_size=config.data.vocab_size, max_tokens=32, seed=0)
+def save_run(config: RunConfig, data_folder: Path, folder: Path, seed: int = 0) -> None:
+    model = build_model(config.model, vocab_size=config.data.vocab_size, max_tokens=32, seed=seed)
     model.save_pretrained(folder / "model")
     load_tokenizer(data_folder / "tokenizer").save_pretrained(folder / "model")
     (folder / "config.json").write_text(config.model_dump_json())
@@ -92,7 +93,7 @@ def test_heldout_loss_equals_a_loop_that_predicts_one_token_at_a_time(packed, ru
                 nats.append(-logits.log_softmax(dim=-1)[sequence[position]].item())
                 predicted.append(sequence[position])
     text = tokenizer.decode([token for token in predicted if token != tokenizer.eos_token_id])
-    loss = heldout_loss(model, sequences, token_bytes(tokenizer), batch_size=2)
+    loss = heldout_loss(heldout_pass(model, sequences, batch_size=2).nats, sequences, token_bytes(tokenizer))
     # A batch adds in another order than a prefix does.
     assert loss["nats"] == pytest.approx(np.mean(nats), rel=1e-5)
     assert loss["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / len(text.encode()), rel=1e-5)
@@ -100,14 +101,11 @@ def test_heldout_loss_equals_a_loop_that_predicts_one_token_at_a_time(packed, ru
     assert (loss["tokens"], loss["bytes"]) == (len(predicted), len(text.encode()))
 
 
-def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:
-    class Uniform(torch.nn.Module):
-        device = torch.device("cpu")
-
-        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-            return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 256))
-
-    loss = heldout_loss(Uniform(), np.arange(40).reshape(4, 10), np.full(256, 2), batch_size=3)  # type: ignore
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(packed) -> None:
+    model = build_model(tiny_config(packed[0]).model, vocab_size=256, max_tokens=32, seed=0)
+    torch.nn.init.zeros_(model.model.norm.weight)
+    sequences = np.arange(40).reshape(4, 10)
+    loss = heldout_loss(heldout_pass(model, sequences, batch_size=3).nats, sequences, np.full(256, 2))
     assert loss["perplexity"] == pytest.approx(256)
     # 8 bits for each token of two bytes.
     assert loss["bits_per_byte"] == pytest.approx(4)
@@ -265,6 +263,8 @@ def test_window_cuts_contexts_as_lm_eval_does_but_never_an_answer(packed, run: P
     model = build_model(tiny_config(packed[0]).model, vocab_size=400, max_tokens=32, seed=0)
     tokenizer = load_tokenizer(packed[1] / "tokenizer")
     requests = [SimpleNamespace(args=("the router " * n, "of the expert" * (n // 8 + 1))) for n in (1, 7, 20)]
+    # Answers of one token share what the model reads.
+    requests += [SimpleNamespace(args=("the router", f" {word}")) for word in ("of", "the", "expert of")]
     expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=32).loglikelihood(requests)  # type: ignore
     ours = TrainedWindow(model, tokenizer, window=32, batch_size=2)
     # The batch size differs, and with it the order of additions.
@@ -352,10 +352,20 @@ def test_runs_that_are_evaluated_in_one_process_have_the_records_of_runs_evaluat
     packed, run: Path, tmp_path: Path
 ) -> None:
     settings = EvaluationConfig(tasks=TASKS, batch_size=8)
-    evaluate(run_folder=run, data_folder=packed[1], settings=settings, out=tmp_path / "alone.json")
-    together = [(run, packed[1], tmp_path / str(i) / "evaluation.json") for i in range(2)]
-    for _, _, out in together:
-        out.parent.mkdir()
+    save_run(tiny_config(packed[0]), packed[1], tmp_path / "other", seed=1)
+    together = []
+    for name, folder in {"first": run, "other": tmp_path / "other", "again": run}.items():
+        (tmp_path / "together" / name).mkdir(parents=True)
+        together.append((folder, packed[1], tmp_path / "together" / name / "evaluation.json"))
     evaluate_all(together, settings)
-    for _, _, out in together:
-        assert out.read_bytes() == (tmp_path / "alone.json").read_bytes()
+    (tmp_path / "alone").mkdir()
+    for folder, data_folder, out in together:
+        alone = tmp_path / "alone" / "evaluation.json"
+        evaluate(run_folder=folder, data_folder=data_folder, settings=settings, out=alone)
+        assert out.read_bytes() == alone.read_bytes()
+        assert read_routing(out.parent) == read_routing(alone.parent)
+    assert together[0][2].read_bytes() != together[1][2].read_bytes()
+
+
+def read_routing(folder: Path) -> bytes:
+    return (folder / "routing.parquet").read_bytes()

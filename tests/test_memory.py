@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moe import memory, probe
+from moe import memory
 from moe.memory import available_mb, peak_bytes
 from moe.model import objective
 from moe.scale import HardwareConfig
@@ -74,5 +74,4 @@ def test_a_limit_of_the_control_group_bounds_what_is_available(file: str, tmp_pa
 
 
 def test_the_sizes_that_are_predicted_with_are_those_that_are_used():
-    assert memory.PROBE_SEQUENCES == probe.BATCH_SEQUENCES
     assert memory.LOSS_TOKENS == objective.LOSS_TOKENS
