@@ -176,7 +176,8 @@ def read_splits(
             if name.endswith(".arrow"):
                 table = pyarrow.ipc.open_stream(read_member(file, name)).read_all()
                 table.validate(full=True)
-                splits[split] = datasets.Dataset(table)
+                # By default it is a hash over the whole table.
+                splits[split] = datasets.Dataset(table, fingerprint=name)
             else:
                 splits[split] = datasets.Dataset.from_list(
                     [row(doc) for doc in _documents(read_gzip(file, name).read())]
