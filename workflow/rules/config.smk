@@ -44,5 +44,5 @@ rule runs_table:
         digest=PLAN.digest(),
         only=EXPERIMENTS,
     shell:
-        "python -m moe runs --scale {wildcards.scale} --experiments {params.only:q} --digest {params.digest}"
+        "python -m moe runs --scale {wildcards.scale} --experiments={params.only:q} --digest {params.digest}"
         " --out {output} > {log} 2>&1"
