@@ -95,7 +95,8 @@ def train(args: argparse.Namespace) -> int | None:
     run, folder = args.config.parent.name, args.config.parent
     lock = args.state.with_name(f"{args.state.name}.lock")
     with exclusive(lock, waiting=f"another process trains {run}; waiting for it to end") as (held, waited):
-        if waited and all((folder / name).exists() for name in ("model", "train.jsonl", "speed.jsonl", "train.json")):
+        made = ("model", "train.jsonl", "speed.jsonl", "counts.parquet", "train.json")
+        if waited and all((folder / name).exists() for name in made):
             print(f"{run}: trained by the other process")
         elif hardware.processes > 1:
             return launch.launch(args.argv, processes=hardware.processes, threads=hardware.threads, lock=held)

@@ -7,7 +7,9 @@ from pathlib import Path
 from moe.provenance import complete_folder
 from moe.settings import ConfigError
 
-OF_RUN = ("config.json", "train.json", "train.jsonl", "speed.jsonl", "evaluation.json", "routing.parquet")
+OF_RUN = (
+    "config.json", "train.json", "train.jsonl", "speed.jsonl", "counts.parquet", "evaluation.json", "routing.parquet",
+)  # fmt: skip
 OF_SCALE = ("runs.json", "latency.json")
 OPTIONAL = "estimators.json"
 

@@ -123,12 +123,15 @@ class Step:
         self.waits_for_device = accelerator.device.type == "cpu"
         self._nonfinite = self._stuck = torch.zeros((), device=accelerator.device)
 
-    def __call__(self, step: int, tokens_BN: np.ndarray, stopwatch: Stopwatch, *, measure: bool) -> dict | None:
+    def __call__(
+        self, step: int, tokens_BN: np.ndarray, stopwatch: Stopwatch, *, measure: bool, record: bool = False
+    ) -> dict | None:
         """One update from the whole global batch int64 [B, N]; returns its metrics if asked to `measure`.
 
-        The metrics are those of the batch before the update; they are None for a skipped step. Raises `NonFiniteError`.
+        The metrics are those of the batch before the update; they are None for a skipped step. With `record` the counts
+        of every sequence [L, B, E] are `pool.totals(1)` after it. Raises `NonFiniteError`.
         """
-        meter = self.accumulate(step, tokens_BN, stopwatch, measure=measure)
+        meter = self.accumulate(step, tokens_BN, stopwatch, measure=measure, record=record)
         rate = learning_rate(self.config.train, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -160,6 +163,7 @@ class Step:
         stopwatch: Stopwatch,
         *,
         measure: bool = False,
+        record: bool = False,
         mask_BN: np.ndarray | None = None,
     ) -> "_Meter | None":
         """Add the gradient of the whole global batch to `grad` of the parameters, averaged over the ranks.
@@ -175,7 +179,7 @@ class Step:
             for i in range(self.layout.num_passes)
         ]
         bias = settings.balance.bias
-        totals = [settings.train.micro_sequences] if measure else []
+        totals = [settings.train.micro_sequences] * measure + [1] * record
         self.pool.begin([*totals, window_sequences(bias, settings.train)] if bias else totals)
         if self.pool.needs_counting():
             for i, share in enumerate(shares):

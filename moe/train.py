@@ -1,8 +1,9 @@
 """Train one run through Accelerate, from its config to a plain checkpoint and a log of metrics.
 
-Writes `model/`, `train.jsonl`, `speed.jsonl` and, last, `train.json` into the run's folder; checkpoints and the
-unfinished log live in the state folder, and a call that finds them there continues to bit-identical weights. Wall-clock
-times are in `speed.jsonl` alone, so that all else is a function of the config, byte for byte.
+Writes `model/`, `train.jsonl`, `speed.jsonl`, `counts.parquet` (see `moe/counts.py`) and, last, `train.json` into the
+run's folder; checkpoints and the unfinished log live in the state folder, and a call that finds them there continues to
+bit-identical weights. Wall-clock times are in `speed.jsonl` alone, so that all else is a function of the config, byte
+for byte.
 """
 
 import json
@@ -19,6 +20,7 @@ from accelerate import Accelerator
 from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import RunConfig
+from moe.counts import SequenceCounts
 from moe.data.order import TrainingBatches
 from moe.interruption import Deferred, Stopped
 from moe.model.build import build_model, num_parameters, save_model
@@ -83,7 +85,7 @@ def train(
     step_once.state = state
     if hardware.tracker:
         accelerator.init_trackers(run)
-    log = _Log(state_folder / "train.jsonl", first_step) if accelerator.is_main_process else None
+    log = _Log(state_folder, first_step) if accelerator.is_main_process else None
     tokens_per_step = settings.batch_sequences * config.data.sequence_length
     progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
     stop = Deferred()
@@ -97,7 +99,7 @@ def train(
         tokens_BN = batches.tokens(step)
         stopwatch.lap("data")
         try:
-            metrics = step_once(step, tokens_BN, stopwatch, measure=measure)
+            metrics = step_once(step, tokens_BN, stopwatch, measure=measure, record=save)
         except NonFiniteError as error:
             if accelerator.is_main_process:
                 save_checkpoint(state_folder, error.step, objective, optimizer, step_once.state)
@@ -114,6 +116,8 @@ def train(
             if metrics is not None:
                 head = {"step": done, "tokens": done * tokens_per_step, "skipped_steps": int(step_once.skipped)}
                 log.write({**head, **metrics, "seconds": stopwatch.seconds})
+                if save:
+                    log.counts.add(done, step_once.pool.totals(1))
             if save or stop.requested:
                 save_checkpoint(state_folder, done, objective, optimizer, step_once.state)
             if stop.requested:
@@ -121,19 +125,7 @@ def train(
                 raise Stopped(signal.SIGTERM, f"terminated after step {done} of {settings.steps}")
     if log is not None and progress is not None:
         progress.close()
-        skipped = int(step_once.skipped)
-        _finish(
-            config,
-            run,
-            log.lines,
-            data_folder,
-            run_folder,
-            objective,
-            layout.num_ranks,
-            accelerator.device,
-            skipped,
-            compiled,
-        )
+        _finish(step_once, log, batches, run=run, data_folder=data_folder, run_folder=run_folder, compiled=compiled)
         provenance.remove_folder(state_folder)
     stop.release()
     # DDP goes before its process group: as the group's last owner it would wait, with the interpreter's lock held, for
@@ -146,8 +138,9 @@ def train(
 class _Log:
     """`train.jsonl` while it grows; on a resume, lines beyond the checkpoint are dropped, since they come again."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.path = path
+    def __init__(self, state_folder: Path, first_step: int) -> None:
+        self.path = path = state_folder / "train.jsonl"
+        self.counts = SequenceCounts(state_folder, first_step)
         self.lines: list[dict[str, Any]] = []
         if first_step and path.exists():
             # A line that was cut off in mid-write lies beyond the checkpoint too.
@@ -182,41 +175,30 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _finish(
-    config: RunConfig,
-    run: str,
-    lines: list[dict[str, Any]],
-    data_folder: Path,
-    run_folder: Path,
-    objective: Objective,
-    num_ranks: int,
-    device: torch.device,
-    skipped_steps: int,
-    compiled: bool,
+    step: Step, log: _Log, batches: TrainingBatches, *, run: str, data_folder: Path, run_folder: Path, compiled: bool
 ) -> None:
     """Write the run's outputs, `train.json` last."""
+    config, model = step.config, step.objective.model
     with provenance.complete_folder(run_folder / "model") as folder:
-        save_model(objective.model, folder)
+        save_model(model, folder)
         shutil.copytree(data_folder / "tokenizer", folder, dirs_exist_ok=True)
-    curve = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-    speed = [{key: line[key] for key in ("step", *TIMES)} for line in lines]
+    curve = [{key: value for key, value in line.items() if key not in TIMES} for line in log.lines]
+    speed = [{key: line[key] for key in ("step", *TIMES)} for line in log.lines]
     for name, part in (("train.jsonl", curve), ("speed.jsonl", speed)):
         with provenance.complete_file(run_folder / name) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in part))
-    total, active = num_parameters(objective.model)
-    record = provenance.stamp(
-        "moe-train/1",
-        device=provenance.device_name(device),
-        run=run,
-        seed=config.seed,
-        config_hash=digest(config),
-    )
+    total, active = num_parameters(model)
+    device = provenance.device_name(step.accelerator.device)
+    made_by = {"device": device, "run": run, "seed": config.seed, "config_hash": digest(config)}
+    log.counts.write(run_folder / "counts.parquet", config, batches, provenance.stamp("moe-counts/1", **made_by))
+    record = provenance.stamp("moe-train/1", **made_by)
     record |= {
-        "processes": num_ranks,
+        "processes": step.layout.num_ranks,
         "threads": torch.get_num_threads(),
         "compiled": compiled,
         "steps": config.train.steps,
         "tokens": config.train.steps * config.train.batch_sequences * config.data.sequence_length,
-        "skipped_steps": skipped_steps,
+        "skipped_steps": int(step.skipped),
         "parameters": total,
         "active_parameters": active,
         "weights_sha256": provenance.sha256_of(run_folder / "model" / "model.safetensors"),

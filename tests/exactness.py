@@ -101,7 +101,7 @@ def split_batch(
     """The same through `Step` in this process's share of the split: the loss of all ranks, and the gradients."""
     step = make_step(config, sizes=sizes, dtype=dtype, checkpointing=checkpointing)
     watch = Stopwatch(step.accelerator.device, measure=False)
-    meter = step.accumulate(0, tokens_BN, watch, measure=True, mask_BN=mask_BN)
+    meter = step.accumulate(0, tokens_BN, watch, measure=True, record=True, mask_BN=mask_BN)
     assert meter is not None
     metrics = meter.metrics(step.accelerator, step.pool)
     balance = config.balance

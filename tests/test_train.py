@@ -193,7 +193,7 @@ def test_estimators_and_bias_survive_an_interruption_and_move_the_run(tiny_data,
         assert max(saved_steps(folder / "resumed"), default=0) == 4
         resumed = run(config, packed, folder / "resumed")
         assert resumed["weights_sha256"] == whole["weights_sha256"]
-        for file in ("train.jsonl", "train.json", "model/model.safetensors"):
+        for file in ("train.jsonl", "train.json", "counts.parquet", "model/model.safetensors"):
             assert (folder / "resumed" / file).read_bytes() == (folder / "whole" / file).read_bytes(), file
         if "bias" in balance:
             biases = [(folder / name / "model" / BIAS_FILE).read_bytes() for name in ("whole", "resumed")]
@@ -243,5 +243,7 @@ train(read_json(RunConfig, Path({str(tmp_path / "config.json")!r})), run="tiny",
     resumed = json.loads((tmp_path / "killed" / "train.json").read_text())
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    counts = [(tmp_path / name / "counts.parquet").read_bytes() for name in ("killed", "whole")]
+    assert counts[0] == counts[1]
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(a[key], b[key]) for key in a)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import tiny_config
@@ -37,6 +39,12 @@ def test_the_training_curve_does_not_depend_on_the_number_of_ranks(tiny_data, tm
     terms = [{"window": window, "weight": 0.3} for window in (1, 4, 6, 12)]
     config = tiny_config(config, train={"sequences_per_pass": 2}, balance={"terms": terms})
     alone, *others = [curve(config, packed, tmp_path / str(n), n) for n in (1, 2, 3)]
+    counts, *other_counts = [pq.read_table(tmp_path / str(n) / "counts.parquet").to_pandas() for n in (1, 2, 3)]
+    for other in other_counts:
+        assert other.drop(columns="counts").equals(counts.drop(columns="counts"))
+        moved = np.abs(np.stack(other["counts"].tolist()).astype(int) - np.stack(counts["counts"].tolist()))
+        # Near-ties alone fall otherwise.
+        assert moved.sum() < 0.01 * np.stack(counts["counts"].tolist()).sum()
     for other in others:
         for a, b in zip(alone, other, strict=True):
             # fp32 sums in another order.

@@ -106,6 +106,7 @@ def write_run(folder, arm, config, domains, *, tasks):
         folder / "evaluation.json", stamp("moe-evaluation/1", **head, heldout=heldout, average=average, lm_eval=lm_eval)
     )
     _routing(folder / "routing.parquet", folder.name, seed, rng, focus, domains)
+    _counts(folder / "counts.parquet", seed, focus, domains)
 
 
 def _latency(runs):
@@ -217,3 +218,21 @@ def _routing(path, run, seed, rng, focus, domains):
                     rows[key].append(value)
     meta = {"num_experts": EXPERTS, "top_k": TOP_K, "tokens": dict.fromkeys(domains, TOKENS)}
     pq.write_table(pa.table(rows).replace_schema_metadata({"moe": json.dumps(meta)}), path)
+
+
+def _counts(path, seed, focus, domains):
+    """Two checkpoints of 32 sequences of 128 tokens, micro-batches of 4; the sharper the focus, the more skewed."""
+    rng = np.random.default_rng([seed, 9])
+    shape = (2, LAYERS, 32)
+    share = np.exp(0.3 * focus * rng.normal(size=(*shape, EXPERTS)))
+    counts = rng.multinomial(128 * TOP_K, share / share.sum(axis=-1, keepdims=True))
+    step, layer, position = (index.ravel() for index in np.indices(shape))
+    columns = {
+        "step": pa.array(200 * (1 + step), pa.int32()),
+        "layer": pa.array(layer, pa.int32()),
+        "position": pa.array(position, pa.int32()),
+        "micro_batch": pa.array(position // 4, pa.int32()),
+        "domain": pa.array(np.array(domains, dtype=object)[position % len(domains)], pa.string()),
+        "counts": pa.FixedSizeListArray.from_arrays(pa.array(counts.ravel(), pa.uint32()), EXPERTS),
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")

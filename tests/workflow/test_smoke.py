@@ -52,6 +52,7 @@ def test_every_run_has_its_records_and_no_state_is_left(finished: Path):
             "train.json",
             "train.jsonl",
             "speed.jsonl",
+            "counts.parquet",
             "evaluation.json",
             "routing.parquet",
         }

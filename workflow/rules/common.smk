@@ -123,6 +123,6 @@ def timed_runs():
 
 def records(wildcards):
     """Records that the report reads."""
-    files = ["train.json", "evaluation.json", "routing.parquet"]
+    files = ["train.json", "counts.parquet", "evaluation.json", "routing.parquet"]
     found = [f"results/runs/{run}/{file}" for run in PLAN.configs for file in files]
     return [*found, f"results/{PLAN.name}/latency.json", f"results/{PLAN.name}/estimators.json"]

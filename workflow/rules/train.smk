@@ -9,6 +9,7 @@ rule train:
         model=directory("results/runs/{run}/model"),
         curve="results/runs/{run}/train.jsonl",
         speed="results/runs/{run}/speed.jsonl",
+        counts="results/runs/{run}/counts.parquet",
         record="results/runs/{run}/train.json",
     log:
         "results/logs/train/{run}.log",
