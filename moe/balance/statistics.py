@@ -4,12 +4,15 @@ Every window, estimator and metric is a function of these sums, since a window i
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # L layers, S sequences, N tokens of a sequence, T = S·N tokens, E experts, K choices
+
+Gate = Literal["softmax", "sigmoid"]
 
 
 class LayerSums(NamedTuple):
@@ -26,7 +29,8 @@ class Statistics(NamedTuple):
     counts_LSE: Tensor
     """Selections of each expert, int64, no gradient; they sum to K · tokens over E."""
     scores_LSE: Tensor
-    """Sums over tokens of the softmax score of each expert, fp32 or wider, with gradient; they sum to tokens over E."""
+    """Sums over tokens of the score share of each expert (`gate_scores`), fp32 or wider, with gradient; they sum to
+    tokens over E."""
     squares_LS: Tensor
     """Sums over tokens of logsumexp(logits)^2, with gradient: what the z-loss averages."""
     tokens_S: Tensor
@@ -48,25 +52,45 @@ def sequence_statistics(
     return stack_layers(layers, tokens_per_sequence=len(logits_LTE[0]) // num_sequences, mask_SN=mask_SN)
 
 
+def gate_scores(logits_TE: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
+    """The scores that experts are chosen and weighted by, and their shares, which sum to 1 over E and are what P
+    averages; [T, E] each.
+
+    softmax: both are softmax(logits). sigmoid: s = sigmoid(logits), each expert by itself, and s / Σ s
+    (arXiv:2412.19437, equations 15 and 19). Equal logits give shares of 1 / N_E.
+    """
+    if gate == "softmax":
+        scores_TE = logits_TE.softmax(dim=-1)
+        return scores_TE, scores_TE
+    # The softmax of ln s is s / Σ s, also where every s rounds to 0.
+    return logits_TE.sigmoid(), F.logsigmoid(logits_TE).softmax(dim=-1)
+
+
 def widened(values: Tensor) -> Tensor:
     """In fp32, or as they are in fp64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def sums_of_logits(logits_TE: Tensor, selected_TK: Tensor, *, num_sequences: int, mask_SN: Tensor | None) -> LayerSums:
+def sums_of_logits(
+    logits_TE: Tensor,
+    selected_TK: Tensor,
+    *,
+    num_sequences: int,
+    mask_SN: Tensor | None,
+    gate: Gate = "softmax",
+) -> LayerSums:
     """The sums of one layer where its scores are not at hand; arguments as in `sequence_statistics`."""
     wide_TE = widened(logits_TE)
-    scores_TE = wide_TE.softmax(dim=-1)
-    return layer_sums(wide_TE, scores_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
+    return layer_sums(wide_TE, gate_scores(wide_TE, gate)[1], selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
 
 
 def layer_sums(
-    logits_TE: Tensor, scores_TE: Tensor, selected_TK: Tensor, *, num_sequences: int, mask_SN: Tensor | None
+    logits_TE: Tensor, shares_TE: Tensor, selected_TK: Tensor, *, num_sequences: int, mask_SN: Tensor | None
 ) -> LayerSums:
-    """The sums of one layer from its logits, fp32 or wider, and their softmax; else as in `sequence_statistics`."""
+    """The sums of one layer from its logits, fp32 or wider, and score shares; else as in `sequence_statistics`."""
     num_experts = logits_TE.shape[-1]
     squares_SN = logits_TE.logsumexp(dim=-1).square().view(num_sequences, -1)
-    scores_SNE = scores_TE.view(num_sequences, -1, num_experts)
+    scores_SNE = shares_TE.view(num_sequences, -1, num_experts)
     if mask_SN is not None:
         squares_SN = squares_SN * mask_SN
         scores_SNE = scores_SNE * mask_SN[..., None]
