@@ -130,6 +130,9 @@ class ModelConfig(Settings):
     """Experts that every token passes through, beside the routed ones; they share one gate, as in Qwen2-MoE."""
     normalize_top_k: bool = False
     """Divide the chosen scores by their sum; the paper's formula does not."""
+    gate: Literal["softmax", "sigmoid"] = "softmax"
+    """How logits become scores: over all experts, or each expert's by itself, as in the paper's aux-loss-free arm
+    (arXiv:2412.19437, equation 15). Only our router knows `sigmoid`: stock transformers would apply softmax."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -178,6 +181,17 @@ class BiasConfig(Settings):
     """Change of an expert's bias in one optimizer step, u."""
 
 
+class CapacityConfig(Settings):
+    """Token dropping: an expert takes at most ceil(factor x K x tokens / N_E) selections of each window, the first ones
+    in the order of the tokens; to the others it adds nothing (arXiv:2006.16668, arXiv:2101.03961). It acts in training
+    alone, on the gates and not on the counts of the balance losses; evaluation drops nothing."""
+
+    factor: float = Field(default=1.25, gt=0)
+    """Room of an expert relative to its even share of a window."""
+    window: int | Literal["sequence", "micro", "global"] = "micro"
+    """Sequences that share the room; they must lie inside one forward pass of one process."""
+
+
 class BalanceConfig(Settings):
     """What keeps the experts in use."""
 
@@ -187,6 +201,16 @@ class BalanceConfig(Settings):
     """Coefficient of the router z-loss, mean logsumexp(logits)^2 (arXiv:2202.08906)."""
     bias: BiasConfig | None = None
     """Selection bias; null chooses by the scores alone."""
+    forced: bool = False
+    """Choose by round robin over the positions of a sequence, in training and evaluation, whatever the scores: the
+    token at position n goes to experts n K .. n K + K - 1 modulo N_E. Loads are equal where N_E divides K x
+    `data.sequence_length`; only the gates are learned, and losses and bias cannot change a choice. Only our router
+    knows it: stock transformers would choose by the scores."""
+    similarity_weight: float = Field(default=0.0, ge=0)
+    """Coefficient of SimBal, a loss of the router matrix that needs no counts: the mean over layers of the sum of the
+    absolute entries of R^T R - I (arXiv:2506.14038)."""
+    capacity: CapacityConfig | None = None
+    """Room of the experts; null is dropless."""
 
 
 class TrainConfig(Settings):
@@ -259,7 +283,8 @@ class RunConfig(Settings):
     def _check(self) -> "RunConfig":
         batch, steps = self.train.batch_sequences, self.train.steps
         pooled = {f"balance.terms.{i}": term for i, term in enumerate(self.balance.terms)}
-        for where, item in {**pooled, "balance.bias": self.balance.bias}.items():
+        others = {"balance.bias": self.balance.bias, "balance.capacity": self.balance.capacity}
+        for where, item in {**pooled, **others}.items():
             window = window_sequences(item, self.train) if item else batch
             if not 1 <= window <= batch:
                 raise ValueError(
@@ -290,8 +315,8 @@ class RunConfig(Settings):
         return self
 
 
-def window_sequences(item: BalanceTerm | BiasConfig, train: TrainConfig) -> int:
-    """Sequences that the counts of a term or of the bias are pooled over."""
+def window_sequences(item: BalanceTerm | BiasConfig | CapacityConfig, train: TrainConfig) -> int:
+    """Sequences that the counts of a term or of the bias are pooled over, or that share the experts' room."""
     named = {"sequence": 1, "micro": train.micro_sequences, "global": train.batch_sequences}
     return item.window if isinstance(item.window, int) else named[item.window]
 
@@ -304,4 +329,20 @@ def check_split(train: TrainConfig, processes: int) -> None:
             f"train.batch_sequences ({train.batch_sequences}) cannot be shared out over hardware.processes "
             f"({processes}) in {passes} passes of at most train.sequences_per_pass ({train.pass_sequences}): "
             "take fewer processes or larger passes"
+        )
+
+
+def check_capacity(config: RunConfig, processes: int) -> None:
+    """Raise `ConfigError` where a window of `balance.capacity` does not lie inside one pass of one process."""
+    if config.balance.capacity is None:
+        return
+    train, window = config.train, window_sequences(config.balance.capacity, config.train)
+    passes = -(-train.batch_sequences // (train.pass_sequences * processes))
+    share, more = divmod(train.batch_sequences, passes * processes)
+    if share % window or (more and window > 1):
+        raise ConfigError(
+            f"balance.capacity.window ({window}) must divide the {share}{f' or {share + 1}' if more else ''} sequences "
+            f"of one pass of one process (train.batch_sequences {train.batch_sequences}, train.sequences_per_pass "
+            f"{train.pass_sequences}, hardware.processes {processes}): take a smaller window or change "
+            "train.sequences_per_pass"
         )

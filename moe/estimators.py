@@ -144,7 +144,8 @@ def _timed(run: RunConfig, estimator: str, passes: int) -> RunConfig:
 
 
 def _balance(run: RunConfig, *terms: BalanceTerm) -> BalanceConfig:
-    return run.balance.model_copy(update={"terms": terms, "bias": None})
+    others = {"bias": None, "forced": False, "capacity": None}
+    return run.balance.model_copy(update={"terms": terms, **others})
 
 
 def _candidates(config: RunConfig, passes: list[int]) -> Iterator[Candidate]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe import provenance
+from moe.balance.statistics import gate_scores
 from moe.config import RunConfig
 from moe.model.objective import LOSS_TOKENS
 from moe.model.router import Routing, record_routing
@@ -30,7 +31,7 @@ class HeldoutPass(NamedTuple):
     nats: float
     """-ln p of every token but the first of each sequence, given the tokens before it in the sequence."""
     sums_LE3: Tensor
-    """Of all tokens, fp64: selections of the expert, its softmax score, and its score where it was chosen."""
+    """Of all tokens, fp64: selections of the expert, its share of the scores, and that where it was chosen."""
 
 
 @torch.inference_mode()
@@ -56,7 +57,7 @@ def token_nats(model: PreTrainedModel, hidden_SNH: Tensor, tokens_SN: Tensor) ->
 
 
 def _layer_sums(layer: Routing) -> Tensor:
-    scores_TE = layer.logits_TE.double().softmax(dim=-1)
+    _, scores_TE = gate_scores(layer.logits_TE.double(), layer.gate)
     chosen_TE = torch.zeros_like(scores_TE).scatter_(1, layer.selected_TK, 1.0)
     return torch.stack([chosen_TE.sum(dim=0), scores_TE.sum(dim=0), (scores_TE * chosen_TE).sum(dim=0)], dim=-1)
 
@@ -66,8 +67,8 @@ def write_routing(
 ) -> None:
     """Write the routing sums of every domain of `run`; `tokens`: how many tokens each domain's pass has read.
 
-    Columns: tokens, selections of the expert; score_sum, its softmax score summed over all tokens; top_k_score_sum,
-    the same over the tokens that chose it.
+    Columns: tokens, selections of the expert; score_sum, its share of each token's scores, summed over all tokens;
+    top_k_score_sum, the same over the tokens that chose it.
     """
     names = list(passes)
     sums_DLE3 = torch.stack([found.sums_LE3 for found in passes.values()]).cpu()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from moe.config import BalanceConfig, DataConfig, ModelConfig, Name, RunConfig, TrainConfig
+from moe.config import BalanceConfig, DataConfig, ModelConfig, Name, RunConfig, TrainConfig, check_capacity
 from moe.settings import ConfigError, Settings
 
 
@@ -196,7 +196,8 @@ def check_estimators(train: TrainConfig, settings: EstimatorsConfig) -> None:
 
 
 def check_latency(config: RunConfig, settings: LatencyConfig) -> None:
-    """Raise `ConfigError` if a run's batches or sequences are smaller than those that its latency is timed with."""
+    """Raise `ConfigError` if a run's batches or sequences are smaller than those that its latency is timed with, or if
+    one process, which latency is timed in, cannot hold a window of its capacity in a pass."""
     if settings.batch_sequences > config.train.batch_sequences:
         raise ConfigError(
             f"latency.batch_sequences ({settings.batch_sequences}) cannot exceed "
@@ -207,3 +208,4 @@ def check_latency(config: RunConfig, settings: LatencyConfig) -> None:
             f"latency.prompt_tokens ({settings.prompt_tokens}) + latency.decode_tokens ({settings.decode_tokens}) "
             f"cannot exceed data.sequence_length ({config.data.sequence_length})"
         )
+    check_capacity(config, processes=1)

@@ -11,15 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from moe.balance.capacity import Capacity, dropped_share
 from moe.balance.controllers import bias_update
 from moe.balance.estimators import Pooling, WindowPool
 from moe.balance.losses import balance_coefficients, z_loss
 from moe.balance.metrics import dead_experts, load_entropy, max_violation
+from moe.balance.regularisers import similarity_loss
 from moe.balance.statistics import Statistics
 from moe.balance.windows import Layout
 from moe.config import BalanceTerm, RunConfig, TrainConfig, check_split, window_sequences
 from moe.model.build import routers
 from moe.model.objective import Objective
+from moe.model.router import follow_positions
 
 # L layers, B sequences of the batch, S sequences of a pass, N tokens of a sequence, W windows, E experts
 
@@ -116,6 +119,12 @@ class Step:
             for router in routers(objective.model):
                 if router.bias is None:
                     router.use_bias()
+        self.capacity: Capacity | None = None
+        if limited := config.balance.capacity:
+            self.capacity = Capacity(limited.factor, window_sequences(limited, config.train))
+            follow_positions(objective.model)
+            for router in routers(objective.model):
+                router.capacity = self.capacity
         self.pool = WindowPool([pooling(term, config.train) for term in self.terms], layout, self._sum_over_ranks)
         self.skipped = torch.zeros((), device=accelerator.device)
         """Steps of the run that were skipped, a tensor that no step waits for."""
@@ -180,13 +189,14 @@ class Step:
         ]
         bias = settings.balance.bias
         totals = [settings.train.micro_sequences] * measure + [1] * record
+        totals += [self.capacity.window] if measure and self.capacity else []
         self.pool.begin([*totals, window_sequences(bias, settings.train)] if bias else totals)
         if self.pool.needs_counting():
             for i, share in enumerate(shares):
                 self.pool.count(i, self.objective.count(*share))
             self.pool.finish_counting()
         stopwatch.lap("sync")
-        meter = _Meter(settings.train.micro_sequences) if measure else None
+        meter = _Meter(settings.train.micro_sequences, self.capacity) if measure else None
         for i, share in enumerate(shares):
             last = i == self.layout.num_passes - 1
             with self.accelerator.no_sync(self.prepared) if not last else nullcontext():
@@ -204,6 +214,11 @@ class Step:
                     coefficients_LSE = torch.stack(active).sum(dim=0) / len(z_L)
                     # One product for all terms, since each is linear in the score sums.
                     loss = loss + (coefficients_LSE.to(statistics.scores_LSE.dtype) * statistics.scores_LSE).sum()
+                if last and settings.balance.similarity_weight:
+                    similarity_L = similarity_loss(torch.stack([r.weight for r in routers(self.objective.model)]))
+                    loss = loss + settings.balance.similarity_weight * similarity_L.mean()
+                    if meter is not None:
+                        meter.similarity_L = similarity_L.detach()
                 stopwatch.lap("forward")
                 self.accelerator.backward(loss)
                 stopwatch.lap("backward")
@@ -266,8 +281,11 @@ class Step:
 class _Meter:
     """Metrics of one global batch, summed up over its passes and then averaged over the ranks."""
 
-    def __init__(self, micro_sequences: int) -> None:
+    def __init__(self, micro_sequences: int, capacity: Capacity | None) -> None:
         self.micro_sequences = micro_sequences
+        self.capacity = capacity
+        self.similarity_L: Tensor | None = None
+        """Equal on all ranks, and not summed over passes."""
         self.values: list[Tensor] = []
 
     def add(self, lm_loss: Tensor, z_L: Tensor, balance_TL: list[Tensor]) -> None:
@@ -281,6 +299,12 @@ class _Meter:
         lm_loss, z, *balance = values.tolist()
         micro_LWE = pool.totals(self.micro_sequences)
         counts_LE = micro_LWE.sum(dim=1)
+        optional = {}
+        if self.similarity_L is not None:
+            optional["similarity"] = self.similarity_L.tolist()
+        if self.capacity is not None:
+            counts_LWE = pool.totals(self.capacity.window)
+            optional["dropped"] = dropped_share(counts_LWE, factor=self.capacity.factor).tolist()
         return {
             "lm_loss": lm_loss[0],
             "z_loss": z,
@@ -289,4 +313,5 @@ class _Meter:
             "max_vio_micro": max_violation(micro_LWE).mean(dim=1).tolist(),
             "load_entropy": load_entropy(counts_LE).tolist(),
             "dead_experts": dead_experts(counts_LE).tolist(),
+            **optional,
         }

@@ -17,7 +17,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moe.config import BalanceTerm, DataConfig, PipSource, RunConfig, TrainConfig, check_split, window_sequences
+from moe.config import (
+    BalanceTerm,
+    DataConfig,
+    PipSource,
+    RunConfig,
+    TrainConfig,
+    check_capacity,
+    check_split,
+    window_sequences,
+)
 from moe.data.sources import corpus
 from moe.lm_eval_tasks.official import check_names
 from moe.report.measure_names import MEASURES
@@ -235,6 +244,7 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
             corpus(domain.source)
     try:
         check_split(config.train, scale.hardware.processes)
+        check_capacity(config, scale.hardware.processes)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     balance = config.balance
@@ -243,8 +253,9 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
             term.model_copy(update={"window": window_sequences(term, config.train)}) for term in balance.terms
         )
     }
-    if balance.bias:
-        named["bias"] = balance.bias.model_copy(update={"window": window_sequences(balance.bias, config.train)})
+    for key, item in (("bias", balance.bias), ("capacity", balance.capacity)):
+        if item:
+            named[key] = item.model_copy(update={"window": window_sequences(item, config.train)})
     return config.model_copy(update={"balance": balance.model_copy(update=named)})
 
 
@@ -267,7 +278,8 @@ def series_name(config: RunConfig) -> str:
         parts.append(f"b{window_sequences(bias, config.train)}x{bias.rate:g}")
     slug = "+".join(parts) or "w0"
     model = config.model
-    return f"e{model.num_experts}k{model.top_k}-{slug[:60]}-{digest(config.model_copy(update={'seed': 0}))}"
+    kind = ("" if model.gate == "softmax" else f"-{model.gate}") + ("-forced" if config.balance.forced else "")
+    return f"e{model.num_experts}k{model.top_k}{kind}-{slug[:60]}-{digest(config.model_copy(update={'seed': 0}))}"
 
 
 def _term_slug(term: BalanceTerm, first: float, train: TrainConfig) -> str:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
-from moe.config import RunConfig
+from moe.config import RunConfig, check_capacity
 from moe.counts import SequenceCounts
 from moe.data.order import TrainingBatches
 from moe.interruption import Deferred, Stopped
@@ -62,9 +62,14 @@ def train(
     if hardware.tracker and not accelerator.log_with:
         raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
     layout = split_batch(settings, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
+    check_capacity(config, accelerator.num_processes)
     batches = TrainingBatches(config, data_folder)
     model = build_model(
-        config.model, vocab_size=config.data.vocab_size, max_tokens=config.data.sequence_length, seed=config.seed
+        config.model,
+        vocab_size=config.data.vocab_size,
+        max_tokens=config.data.sequence_length,
+        seed=config.seed,
+        forced=config.balance.forced,
     )
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -169,8 +174,9 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
     flat = {name: value for name, value in metrics.items() if isinstance(value, float)}
     for i, values in enumerate(metrics["balance"]):
         flat[f"balance/{i}"] = sum(values) / len(values)
-    for name in ("z_loss", "max_vio_global", "max_vio_micro", "load_entropy", "dead_experts"):
-        flat[name] = sum(metrics[name]) / len(metrics[name])
+    for name, values in metrics.items():
+        if isinstance(values, list) and name != "balance":
+            flat[name] = sum(values) / len(values)
     return flat
 
 

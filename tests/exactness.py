@@ -1,6 +1,7 @@
 """One global batch with padding, its loss and gradients by definition, and the same through any split."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,11 +9,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
+from moe.balance.capacity import Capacity
 from moe.balance.windows import Layout
 from moe.config import RunConfig
-from moe.model.build import build_model
+from moe.model.build import build_model, routers
 from moe.model.objective import Objective
-from moe.model.router import record_routing
+from moe.model.router import follow_positions, record_routing
 from moe.settings import parse
 from moe.step import Step, Stopwatch, make_optimizer
 
@@ -22,15 +24,16 @@ BATCH, LENGTH, VOCABULARY = 12, 9, 300
 WEIGHT = 0.3
 
 
-def run_config(terms: Sequence[dict], bias: dict | None = None) -> RunConfig:
-    """A small run with these balance terms, this selection bias and a large z-loss."""
+def run_config(terms: Sequence[dict], bias: dict | None = None, *, gate: str = "softmax", **balance: Any) -> RunConfig:
+    """A small run with these balance terms, this selection bias, other fields of balance, and a large z-loss."""
     domain = {"name": "any", "source": {"corpus": "kjv"}}
     sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_experts": 6, "top_k": 2, "expert_size": 8}
+    sizes |= {"gate": gate}
     raw = {
         "model": sizes,
         "data": {"domains": [domain], "vocab_size": VOCABULARY, "sequence_length": 16, "train_tokens": 32},
         "train": {"batch_sequences": BATCH, "micro_sequences": 2, "warmup_steps": 5, "learning_rate": 0.02},
-        "balance": {"terms": list(terms), "bias": bias, "z_loss_weight": 0.1},
+        "balance": {"terms": list(terms), "bias": bias, "z_loss_weight": 0.1, **balance},
     }
     return parse(RunConfig, raw, "exactness")
 
@@ -44,7 +47,9 @@ def batch(seed: int, *, padded: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def fresh_objective(config: RunConfig, dtype: torch.dtype) -> Objective:
     """The model of the run, with router weights large enough that experts differ."""
-    model = build_model(config.model, vocab_size=VOCABULARY, max_tokens=16, seed=config.seed)
+    model = build_model(
+        config.model, vocab_size=VOCABULARY, max_tokens=16, seed=config.seed, forced=config.balance.forced
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gate.weight" in name:
@@ -66,11 +71,19 @@ def whole_batch(
     """Loss and gradients by definition: one pass, full logits, one window after the other."""
     objective = fresh_objective(config, dtype)
     tokens, mask = torch.from_numpy(tokens_BN), torch.from_numpy(mask_BN)
+    if limited := config.balance.capacity:
+        assert isinstance(limited.window, int)
+        follow_positions(objective.model)
+        for router in routers(objective.model):
+            router.capacity = Capacity(limited.factor, limited.window)
     with record_routing(objective.model) as layers:
         logits_BNV = objective.model(input_ids=tokens, use_cache=False).logits
     nats = F.cross_entropy(logits_BNV[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     loss = nats[mask[:, 1:].flatten()].mean()
-    for layer in layers:
+    for layer, router in zip(layers, routers(objective.model), strict=True):
+        identity_EE = torch.eye(config.model.num_experts, dtype=dtype)
+        similarity = (router.weight @ router.weight.T - identity_EE).abs().sum()
+        loss = loss + config.balance.similarity_weight * similarity / len(layers)
         logits_BNE, selected_BNK = (v.unflatten(0, tokens.shape) for v in (layer.logits_TE, layer.selected_TK))
         z = logits_BNE[mask].logsumexp(dim=-1).square().mean()
         loss = loss + config.balance.z_loss_weight * z / len(layers)
@@ -81,7 +94,10 @@ def whole_batch(
                 chosen = F.one_hot(selected_BNK[start : start + term.window][counted], config.model.num_experts)
                 f_E = chosen.sum(dim=(0, 1)).to(dtype)
                 f_E = f_E / f_E.sum()
-                scores_TE = logits_BNE[start : start + term.window][counted].softmax(dim=-1)
+                logits_TE = logits_BNE[start : start + term.window][counted]
+                scores_TE = logits_TE.softmax(dim=-1)
+                if config.model.gate == "sigmoid":
+                    scores_TE = logits_TE.sigmoid() / logits_TE.sigmoid().sum(dim=-1, keepdim=True)
                 # Windows count by their tokens.
                 value = config.model.num_experts * (f_E * scores_TE.sum(dim=0)).sum() / mask.sum()
                 loss = loss + term.weight * value / len(layers)
@@ -106,6 +122,8 @@ def split_batch(
     metrics = meter.metrics(step.accelerator, step.pool)
     balance = config.balance
     loss = metrics["lm_loss"] + balance.z_loss_weight * float(np.mean(metrics["z_loss"]))
+    if balance.similarity_weight:
+        loss += balance.similarity_weight * float(np.mean(metrics["similarity"]))
     loss += sum(term.weight * float(np.mean(v)) for term, v in zip(balance.terms, metrics["balance"], strict=True))
     return loss, _gradients(step.objective)
 

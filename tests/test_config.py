@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "data.sequence_length": 256,
     "model.hidden_size": 64,
     "model.num_heads": 2,
+    "model.gate": "sigmoid",
     "train.batch_sequences": 64,
     "train.micro_sequences": 2,
     "train.sequences_per_pass": 8,
@@ -34,6 +35,7 @@ OTHER: dict[str, Any] = {
     "balance.terms.0.estimator": "prefix",
     "balance.terms.0.end_step": 10,
     "balance.bias.window": 1,
+    "balance.capacity.window": 1,
 }
 
 
@@ -45,7 +47,7 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path[:-1], node
 
 
-BALANCE = {"terms": [{}, {"estimator": "ema", "half_life": 2.0}], "bias": {}}
+BALANCE = {"terms": [{}, {"estimator": "ema", "half_life": 2.0}], "bias": {}, "capacity": {}}
 FULL = RunConfig.model_validate(RAW | {"balance": BALANCE}).model_dump(mode="json")
 
 
@@ -80,6 +82,12 @@ def test_canonical_json_leaves_out_defaults_and_parses_to_the_same_run():
     assert RunConfig.model_validate_json(text) == config
 
 
+def test_neutral_ways_of_routing_and_balancing_rename_no_run():
+    neutral = {"forced": False, "similarity_weight": 0, "capacity": None}
+    raw = RAW | {"model": {"gate": "softmax"}, "balance": neutral}
+    assert digest(RunConfig.model_validate(raw)) == digest(RunConfig.model_validate(RAW))
+
+
 def test_numbers_that_yaml_reads_as_text_are_parsed():
     raw = yaml.safe_load("{train: {learning_rate: 1e-3}}")
     assert isinstance(raw["train"]["learning_rate"], str)  # YAML 1.1 asks for a point before the exponent
@@ -103,6 +111,9 @@ def test_numbers_that_yaml_reads_as_text_are_parsed():
         ({"balance": {"terms": [{"start_step": 400}]}}, "start_step (400) must be below train.steps (400)"),
         ({"balance": {"terms": [{"window": 5}]}}, "window (5) must divide train.batch_sequences (32)"),
         ({"balance": {"bias": {"window": 5}}}, "balance.bias.window (5) must divide train.batch_sequences (32)"),
+        ({"balance": {"capacity": {"window": 64}}}, "balance.capacity.window (64) must be between 1 and"),
+        ({"balance": {"capacity": {"factor": 0}}}, "'balance.capacity.factor': Input should be greater than 0"),
+        ({"model": {"gate": "sigmod"}}, "'model.gate': Input should be 'softmax' or 'sigmoid'"),
         ({"balance": {"terms": [{"estimator": "previous", "window": 4}]}}, "terms.0.window must be 'global'"),
         ({"balance": {"terms": [{"estimator": "ema"}]}}, "half_life (None) belongs to the estimator 'ema'"),
         ({"balance": {"terms": [{"half_life": 2}]}}, "half_life (2.0) belongs to the estimator 'ema'"),

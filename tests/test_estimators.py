@@ -49,6 +49,17 @@ def test_every_estimator_is_compared_at_every_depth_that_divides_the_batch(tiny_
     assert not (tmp_path / "state").exists()
 
 
+def test_the_comparison_is_of_learned_dropless_routing_also_on_a_run_without(tiny_data, tmp_path: Path) -> None:
+    data, packed = tiny_data
+    terms = [{"window": 12, "weight": 0.05}]
+    forced = {"terms": terms, "forced": True, "capacity": {"window": 2}}
+    records = [
+        observe(tiny_config(data, balance=balance), packed, tmp_path / str(i))
+        for i, balance in enumerate(({"terms": terms}, forced))
+    ]
+    assert records[0]["gradients"] == records[1]["gradients"]
+
+
 def test_an_interrupted_comparison_continues_to_the_same_numbers(
     tiny_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ import torch
 from moe.config import RunConfig
 from moe.data.packing import read_packed
 from moe.latency import measure
-from moe.model.build import load_model
+from moe.model.build import build_model, load_model
+from moe.model.router import record_routing
 from moe.probe import heldout_pass, write_routing
 from moe.scale import HardwareConfig, LatencyConfig
 from moe.train import train
@@ -64,6 +65,23 @@ def test_counts_and_scores_equal_a_loop_over_tokens(trained, tmp_path: Path) -> 
     assert np.abs(rows.tokens.to_numpy() - tokens).max() <= 2
     assert rows.score_sum.to_numpy() == pytest.approx(scores, rel=1e-4)
     assert rows.top_k_score_sum.to_numpy() == pytest.approx(chosen, rel=1e-2)
+
+
+def test_score_sums_of_a_sigmoid_gate_are_shares_that_sum_to_the_tokens(tiny_data) -> None:
+    settings = tiny_config(tiny_data[0], model={"gate": "sigmoid"}).model
+    model = build_model(settings, vocab_size=400, max_tokens=32, seed=0).eval()
+    tokens = torch.randint(0, 400, (3, 20), generator=torch.Generator().manual_seed(0))
+    with record_routing(model) as layers:
+        model(input_ids=tokens)
+    for sums_E3, layer in zip(heldout_pass(model, tokens.numpy(), batch_size=2).sums_LE3, layers, strict=True):
+        shares, chosen = np.zeros(8), np.zeros(8)
+        for logits, selected in zip(layer.logits_TE.double(), layer.selected_TK, strict=True):
+            scores = (1 / (1 + torch.exp(-logits))).detach().numpy()
+            shares += scores / scores.sum()
+            chosen[selected] += scores[selected] / scores.sum()
+        assert sums_E3[:, 1].tolist() == pytest.approx(shares, rel=1e-5)
+        assert sums_E3[:, 2].tolist() == pytest.approx(chosen, rel=1e-5)
+        assert float(sums_E3[:, 1].sum()) == pytest.approx(60)
 
 
 def test_every_token_is_counted_top_k_times_in_every_layer(trained, tmp_path: Path) -> None:

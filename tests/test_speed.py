@@ -22,10 +22,20 @@ def gradients(step: Step, tokens_BN: np.ndarray) -> list[torch.Tensor]:
     return found
 
 
-def test_compiled_layers_give_the_same_gradients_also_behind_a_counting_pass() -> None:
-    config = run_config([{"window": "global", "weight": 0.3}, {"window": 1, "weight": 0.1}])
-    sizes = ((BATCH // 2,), (BATCH // 2,))
-    plain, compiled = (make_step(config, sizes=sizes, dtype=torch.float32) for _ in range(2))
+@pytest.mark.parametrize(
+    ("ways", "checkpointing"),
+    [
+        ({}, False),
+        ({"gate": "sigmoid", "bias": {"rate": 0.1}, "capacity": {"factor": 0.8, "window": 2}}, False),
+        ({"gate": "sigmoid", "capacity": {"factor": 1.1, "window": 1}}, True),
+        ({"forced": True, "similarity_weight": 0.1}, False),
+        ({"forced": True, "capacity": {"factor": 0.8, "window": 6}}, True),
+    ],
+)
+def test_compiled_layers_give_the_same_gradients_also_behind_a_counting_pass(ways, checkpointing) -> None:
+    config = run_config([{"window": "global", "weight": 0.3}, {"window": 1, "weight": 0.1}], **ways)
+    at = {"sizes": ((BATCH // 2,), (BATCH // 2,)), "dtype": torch.float32, "checkpointing": checkpointing}
+    plain, compiled = (make_step(config, **at) for _ in range(2))
     if not compile_layers(compiled.objective.model):
         pytest.skip("no working C++ compiler")
     for seed in range(2):

@@ -1,11 +1,18 @@
 """The `exact` estimator gives the loss and the gradients of the whole batch, however that is split."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moe.balance.windows import Layout
+from moe.config import check_capacity
+from moe.model.build import routers
+from moe.settings import ConfigError
 from moe.step import NonFiniteError, Stopwatch
 from tests import exactness
 from tests.exactness import BATCH, WEIGHT
@@ -42,6 +49,63 @@ def test_loss_and_gradients_in_fp64_do_not_depend_on_the_split(seed, sizes, wind
     )
     assert loss == pytest.approx(expected_loss, rel=1e-10)
     assert exactness.relative_error(found, expected) < 1e-10
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "sigmoid": {"gate": "sigmoid", "bias": {"window": 4}},
+    "forced": {"forced": True},
+    "similarity": {"similarity_weight": 0.02},
+    "capacity": {"capacity": {"factor": 0.8, "window": 2}},
+    "all": {"gate": "sigmoid", "similarity_weight": 0.02, "capacity": {"factor": 0.8, "window": 1}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("sizes", "padded", "checkpointing"), [(((4,), (6,), (2,)), True, False), (((6,),) * 2, False, True)]
+)
+def test_every_way_of_routing_and_balancing_is_independent_of_the_split(way, sizes, padded, checkpointing) -> None:
+    terms = [{"window": window, "weight": WEIGHT} for window in (1, 12)]
+    config = exactness.run_config(terms, **WAYS[way])
+    tokens, mask = exactness.batch(3, padded=padded)
+    expected_loss, expected = exactness.whole_batch(config, tokens, mask, torch.float64)
+    at = {"sizes": sizes, "dtype": torch.float64, "checkpointing": checkpointing}
+    loss, found = exactness.split_batch(config, tokens, mask if padded else None, **at)
+    assert loss == pytest.approx(expected_loss, rel=1e-10)
+    assert exactness.relative_error(found, expected) < 1e-10
+    _, plain = exactness.whole_batch(exactness.run_config(terms), tokens, mask, torch.float64)
+    assert exactness.relative_error(plain, expected) > 1e-3
+
+
+def test_the_share_of_dropped_selections_is_that_of_the_gates_that_are_zero() -> None:
+    config = exactness.run_config([], capacity={"factor": 0.8, "window": 2})
+    step = exactness.make_step(config, sizes=((4,), (8,)), dtype=torch.float64)
+    zeros: list[list[float]] = [[], []]
+    for layer, router in zip(zeros, routers(step.objective.model), strict=True):
+        router.register_forward_hook(
+            lambda _router, _inputs, output, layer=layer: layer.extend(output[1].flatten().tolist())
+        )
+    watch = Stopwatch(step.accelerator.device, measure=False)
+    metrics = step(0, exactness.batch(0, padded=False)[0], watch, measure=True)
+    assert metrics is not None
+    assert metrics["dropped"] == pytest.approx([gates.count(0.0) / len(gates) for gates in zeros])
+    assert min(metrics["dropped"]) > 0
+
+
+@given(
+    batch=st.sampled_from([12, 24, 30]),
+    per_pass=st.integers(1, 12),
+    processes=st.integers(1, 4),
+    window=st.sampled_from([1, 2, 3, 4, 6]),
+)
+def test_a_capacity_window_is_refused_where_it_spans_ranks_or_passes(batch, per_pass, processes, window) -> None:
+    config = exactness.run_config([], capacity={"window": window})
+    train = {"batch_sequences": batch, "micro_sequences": 1, "sequences_per_pass": per_pass}
+    config = config.model_copy(update={"train": config.train.model_copy(update=train)})
+    assume(batch >= processes * -(-batch // (per_pass * processes)))  # else `check_split` refuses it
+    layout = Layout.split(batch, pass_sequences=per_pass, num_ranks=processes)
+    with pytest.raises(ConfigError) if layout.spans_ranks(window) else nullcontext():
+        check_capacity(config, processes)
 
 
 def test_loss_and_gradients_in_fp32_agree_to_rounding() -> None:
@@ -108,7 +172,8 @@ class HostReads(TorchDispatchMode):
 def test_a_step_that_is_not_measured_reads_no_value_beyond_what_the_stock_model_reads() -> None:
     terms = [{"window": window, "weight": WEIGHT} for window in (1, 4, 12)]
     terms += [{"estimator": "prefix"}, {"estimator": "previous"}, {"estimator": "ema", "half_life": 2.0}]
-    config = exactness.run_config(terms, bias={"window": 4})
+    ways = {"gate": "sigmoid", "similarity_weight": 0.1, "capacity": {"factor": 1.0, "window": 1}}
+    config = exactness.run_config(terms, bias={"window": 4}, **ways)
     step = exactness.make_step(config, sizes=((5,), (7,)), dtype=torch.float32)
     step.objective.model.set_experts_implementation("grouped_mm")  # what an accelerator runs
     step.waits_for_device = False

@@ -82,6 +82,14 @@ def test_a_share_that_is_no_percentage_is_refused_with_its_field():
         plan(axes)
 
 
+def test_a_named_window_of_the_capacity_is_the_same_run_as_its_number():
+    def runs(window: Any) -> set[str]:
+        arms = {"a": {"balance.capacity": {"window": window}}}
+        return set(plan({"capacity": {"arms": arms}}).configs)
+
+    assert runs("micro") == runs(4) != runs("sequence")
+
+
 def test_experiments_share_the_runs_that_they_both_need():
     both = {"a": experiment(windows(1, 32)), "b": experiment(windows("global", 4))}
     made = resolve("s", scale(experiments=["a", "b"]), both)
@@ -134,9 +142,11 @@ def test_run_names_are_readable_and_safe_as_file_names():
         "hybrid": {"balance.terms": terms},
         "none": {"balance.terms": []},
         "late": {"balance.terms.0.start_step": 10, "balance.terms.0.estimator": "prefix"},
+        "other": {"model.gate": "sigmoid", "balance.forced": True},
     }
     names = list(plan({"a": {"arms": arms}}, seeds=[7]).configs)
-    assert [name.rsplit("-", 2)[0] for name in names] == ["e16k2-w32+w1x0.01", "e16k2-w0", "e16k2-w32pfrom10"]
+    slugs = ["e16k2-w32+w1x0.01", "e16k2-w0", "e16k2-w32pfrom10", "e16k2-sigmoid-forced-w32"]
+    assert [name.rsplit("-", 2)[0] for name in names] == slugs
     assert all(name.endswith("-s7") for name in names)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.+-") for name in names)
 
@@ -204,6 +214,31 @@ def test_predictions_are_kept_in_the_plans_record_as_they_were_written():
 def test_a_batch_that_the_processes_cannot_share_is_refused_with_both_fields():
     with pytest.raises(ConfigError, match=r"train.batch_sequences \(32\).*hardware.processes \(33\)"):
         plan(windows(1), hardware={"processes": 33})
+
+
+@pytest.mark.parametrize(
+    ("window", "settings", "processes", "sentence"),
+    [
+        (8, {}, 1, r"balance.capacity.window \(8\) must divide the 4 sequences of one pass.*sequences_per_pass"),
+        ("global", {"sequences_per_pass": 16}, 2, r"balance.capacity.window \(32\) must divide the 16 sequences"),
+        (8, {"sequences_per_pass": 24}, 1, ""),  # two passes of 16
+        (8, {"sequences_per_pass": 12}, 1, r"must divide the 10 or 11 sequences.*hardware.processes 1\)"),
+        # Latency is measured in one process, which has smaller passes here.
+        (2, {"batch_sequences": 24, "sequences_per_pass": 10}, 4, ""),
+        (6, {"batch_sequences": 24, "sequences_per_pass": 10}, 4, r"divide the 8 sequences.*hardware.processes 1\)"),
+        (16, {"sequences_per_pass": 16}, 2, ""),
+        (1, {"sequences_per_pass": 12}, 3, ""),
+    ],
+)
+def test_a_capacity_window_beyond_one_pass_of_one_process_is_refused_before_anything_is_trained(
+    window: Any, settings: dict[str, Any], processes: int, sentence: str
+):
+    axes = {"capacity": {"arms": {"a": {"balance.capacity": {"window": window}}}}}
+    if not sentence:
+        assert plan(axes, train=settings, hardware={"processes": processes})
+        return
+    with pytest.raises(ConfigError, match=sentence):
+        plan(axes, train=settings, hardware={"processes": processes})
 
 
 def test_a_prompt_longer_than_the_sequences_is_refused_before_anything_is_trained():

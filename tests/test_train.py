@@ -16,6 +16,7 @@ from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.model.build import BIAS_FILE, load_model, routers
 from moe.model.objective import Objective
+from moe.report.record_types import CurveLine
 from moe.scale import HardwareConfig
 from moe.settings import ConfigError
 from moe.step import split_batch
@@ -202,6 +203,59 @@ def test_estimators_and_bias_survive_an_interruption_and_move_the_run(tiny_data,
             assert all(router.bias is not None and router.bias.abs().max() >= 0.05 for router in routers(model))
         weights.add(whole["weights_sha256"])
     assert len(weights) == 5
+
+
+def test_every_way_of_routing_and_balancing_trains_is_logged_resumed_and_kept(tiny_data, tmp_path: Path) -> None:
+    data, packed = tiny_data
+    terms = [{"window": 12, "weight": 0.05}]
+    capacity = {"factor": 0.9, "window": "micro"}
+    ways = {
+        "plain": {},
+        "sigmoid": {"model": {"gate": "sigmoid"}, "balance": {"terms": terms, "bias": {"rate": 0.01}}},
+        "forced": {"balance": {"forced": True}},
+        "similarity": {"balance": {"terms": [], "similarity_weight": 0.1}},
+        "capacity": {
+            "balance": {"terms": terms, "capacity": capacity},
+            "train": {"activation_checkpointing": True},
+        },
+    }
+    weights, last = {}, {}
+    for name, changes in ways.items():
+        config, folder = tiny_config(data, **changes), tmp_path / name
+        weights[name] = run(config, packed, folder / "whole")["weights_sha256"]
+        with pytest.MonkeyPatch.context() as patch:
+            stop_before(6, InterruptedError, patch)
+            with pytest.raises(InterruptedError):
+                run(config, packed, folder / "resumed")
+        run(config, packed, folder / "resumed")
+        for file in ("train.jsonl", "model/model.safetensors", "model/config.json"):
+            assert (folder / "resumed" / file).read_bytes() == (folder / "whole" / file).read_bytes(), (name, file)
+        last[name] = json.loads((folder / "whole" / "train.jsonl").read_text().splitlines()[-1])
+        CurveLine.model_validate(last[name])
+        loaded = routers(load_model(folder / "whole" / "model"))
+        assert {router.gate for router in loaded} == {"sigmoid" if name == "sigmoid" else "softmax"}
+        assert {router.by_position for router in loaded} == {name == "forced"}
+    assert len(set(weights.values())) == len(ways)
+    assert {name for name, line in last.items() if "similarity" in line} == {"similarity"}
+    assert {name for name, line in last.items() if "dropped" in line} == {"capacity"}
+    assert last["forced"]["max_vio_micro"] == [0.0, 0.0]
+    assert all(0 < share < 0.5 for share in last["capacity"]["dropped"])
+
+
+def test_a_capacity_that_drops_nothing_leaves_the_curve_unchanged(tiny_data, tmp_path: Path) -> None:
+    config, packed = tiny_data
+    roomy = {"terms": [{"window": 12, "weight": 0.05}], "capacity": {"factor": 8 / 2, "window": 1}}
+    run(tiny_config(config), packed, tmp_path / "plain")
+    run(tiny_config(config, balance=roomy), packed, tmp_path / "roomy")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "roomy")
+    lines = [json.loads(line) for line in (tmp_path / "roomy" / "train.jsonl").read_text().splitlines()]
+    assert [line["dropped"] for line in lines] == [[0.0, 0.0]] * len(lines)
+
+
+def test_a_capacity_window_that_does_not_fit_the_passes_is_refused_before_a_step(tiny_data, tmp_path: Path) -> None:
+    config, packed = tiny_data
+    with pytest.raises(ConfigError, match=r"balance.capacity.window \(12\).*train.sequences_per_pass"):
+        run(tiny_config(config, balance={"capacity": {"window": "global"}}), packed, tmp_path)
 
 
 def test_a_tracker_that_is_not_installed_is_named(tiny_data, tmp_path: Path) -> None:

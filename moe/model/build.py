@@ -15,15 +15,24 @@ from transformers import (
 
 from moe.config import ModelConfig
 from moe.model import dispatch
-from moe.model.router import Router
+from moe.model.router import Router, follow_positions
 from moe.settings import ConfigError
 
 BIAS_FILE = "router_bias.safetensors"
 
 
-def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int) -> PreTrainedModel:
-    """A fresh model on the CPU in fp32, with our parts inside; arguments as in `stock_model`."""
-    return use_our_parts(stock_model(config, vocab_size=vocab_size, max_tokens=max_tokens, seed=seed))
+def build_model(
+    config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, forced: bool = False
+) -> PreTrainedModel:
+    """A fresh model on the CPU in fp32, with our parts inside; `forced` as in `BalanceConfig`, the other arguments as
+    in `stock_model`."""
+    model = stock_model(config, vocab_size=vocab_size, max_tokens=max_tokens, seed=seed)
+    # Written into the checkpoint's config.json: stock classes ignore it, `load_model` does not.
+    if config.gate != "softmax":
+        model.config.router_gate = config.gate
+    if forced:
+        model.config.router_by_position = True
+    return use_our_parts(model)
 
 
 def stock_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int) -> PreTrainedModel:
@@ -59,10 +68,15 @@ def stock_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: 
 
 def use_our_parts(model: PreTrainedModel) -> PreTrainedModel:
     """Put our router and dispatch into a stock Qwen2-MoE, Qwen3-MoE or OLMoE model; its parameters stay the same
-    objects under the same names, and its logits stay the same."""
+    objects under the same names, and its logits stay the same, unless its config asks for a `router_gate` of another
+    kind or for routing `router_by_position`."""
     for layer in model.model.layers:
         if hasattr(layer.mlp, "gate"):
-            layer.mlp.gate = Router.like(layer.mlp.gate)
+            layer.mlp.gate = Router.like(layer.mlp.gate, getattr(model.config, "router_gate", "softmax"))
+    if getattr(model.config, "router_by_position", False):
+        for router in routers(model):
+            router.by_position = True
+        follow_positions(model)
     model.set_experts_implementation(dispatch.NAME)
     return model
 
@@ -102,7 +116,8 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Write a plain transformers checkpoint; selection biases, which stock models do not know, lie beside it."""
+    """Write a plain transformers checkpoint. Stock models ignore what they do not know: selection biases, which lie
+    beside it, and a gate that is not softmax and routing by position, which its `config.json` names."""
     model.save_pretrained(folder)
     biases = {str(i): router.bias for i, router in enumerate(routers(model)) if router.bias is not None}
     if biases:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe.balance.statistics import LayerSums, layer_sums, sums_of_logits, widened
+from moe.balance.capacity import Capacity, has_room
+from moe.balance.statistics import Gate, LayerSums, gate_scores, layer_sums, sums_of_logits, widened
 
 # S sequences, N tokens of a sequence, T tokens, E experts, K choices, H hidden units
 
@@ -23,14 +24,25 @@ class Routing:
     """Router logits, fp32, with gradient."""
     selected_TK: Tensor
     """Chosen experts, best first."""
+    gate: Gate = "softmax"
+    """What makes scores of the logits."""
 
 
 class Router(nn.Module):
-    """Softmax gate with top-K, a drop-in for the router of transformers' Qwen2-MoE and Qwen3-MoE.
+    """Gate with top-K, a drop-in for the router of transformers' Qwen2-MoE and Qwen3-MoE.
 
-    y = Σ_{i in topK(g)} g_i(x) E_i(x) with g = softmax(W x) (arXiv:2501.11873, section 2). Same parameter name as the
-    stock one, so checkpoints are plain. `forced_balance` replaces the choice by round robin, which loads every expert
-    equally whatever was learned: the lower end of what latency can be.
+    y = Σ_{i in topK(g)} g_i(x) E_i(x) with g = softmax(W x) (arXiv:2501.11873, section 2), or the sigmoid of each
+    logit. Same parameter name as the stock one, so checkpoints are plain.
+
+    `forced_balance` replaces the choice by round robin over the tokens of a pass, which loads every expert equally
+    whatever was learned: the lower end of what latency can be. `by_position` replaces it by round robin over the
+    positions of a sequence, which a model can be trained with: a position has its experts in every batch.
+
+    `capacity` limits, in training, how many selections each expert takes of every window of sequences: the gates of
+    the others are 0, and what is left is not normalised again. A pass is one window where it is smaller than one.
+
+    `positions_SN`: position of each token in its sequence, one row for all sequences where they agree;
+    `follow_positions` sets it in every forward pass.
 
     `bias` [E], where `use_bias` has given one, is added to the scores that the experts are chosen by, and not to the
     gates (arXiv:2408.15664, equation 3). It is state, not a parameter: no gradient reaches it.
@@ -43,13 +55,17 @@ class Router(nn.Module):
     recorded: Routing | LayerSums | None
     num_sequences: int | None
     mask_SN: Tensor | None
+    capacity: Capacity | None
+    positions_SN: Tensor | None
 
-    def __init__(self, weight: nn.Parameter, top_k: int, normalize_top_k: bool) -> None:
+    def __init__(self, weight: nn.Parameter, top_k: int, normalize_top_k: bool, gate: Gate = "softmax") -> None:
         super().__init__()
         self.weight = weight
         self.top_k = top_k
         self.normalize_top_k = normalize_top_k
-        self.forced_balance = False
+        self.gate: Gate = gate
+        self.forced_balance = self.by_position = False
+        self.capacity = self.positions_SN = None
         self.recording = False
         self.num_sequences = self.mask_SN = self.recorded = None
         self.register_buffer("bias", None, persistent=False)
@@ -60,9 +76,9 @@ class Router(nn.Module):
         self.register_buffer("bias", zeros_E, persistent=False)
 
     @classmethod
-    def like(cls, stock: Any) -> "Router":
+    def like(cls, stock: Any, gate: Gate = "softmax") -> "Router":
         """A router with the parameters and settings of a stock one, of whichever model."""
-        return cls(stock.weight, stock.top_k, stock.norm_topk_prob)
+        return cls(stock.weight, stock.top_k, stock.norm_topk_prob, gate)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., H] -> logits [T, E], gates [T, K] and selected experts [T, K]; logits are fp32 or wider, also under
@@ -70,9 +86,9 @@ class Router(nn.Module):
         hidden_TH = hidden.reshape(-1, hidden.shape[-1])
         with without_autocast(hidden.device):
             logits_TE = F.linear(widened(hidden_TH), widened(self.weight))
-            scores_TE = logits_TE.softmax(dim=-1)
-            if self.forced_balance:
-                selected_TK = round_robin(scores_TE, self.top_k)
+            scores_TE, shares_TE = gate_scores(logits_TE, self.gate)
+            if self.forced_balance or self.by_position:
+                selected_TK = round_robin(self._turns(len(hidden_TH)), self.top_k, num_experts=len(self.weight))
                 gates_TK = scores_TE.gather(1, selected_TK)
             elif self.bias is not None:
                 selected_TK = (scores_TE.detach() + self.bias).topk(self.top_k, dim=-1).indices
@@ -81,15 +97,32 @@ class Router(nn.Module):
                 gates_TK, selected_TK = scores_TE.topk(self.top_k, dim=-1)
             if self.normalize_top_k:
                 gates_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True)
+            if self.capacity is not None and self.training:
+                gates_TK = gates_TK * self._has_room(selected_TK)
         # Not a hook: compiled code does not notice when a hook is added or removed. And here, where the scores are and
         # compiled code fuses the sums and their gradients with the gates' own.
         if self.recording and self.num_sequences is not None:
             self.recorded = layer_sums(
-                logits_TE, scores_TE, selected_TK, num_sequences=self.num_sequences, mask_SN=self.mask_SN
+                logits_TE, shares_TE, selected_TK, num_sequences=self.num_sequences, mask_SN=self.mask_SN
             )
         elif self.recording:
-            self.recorded = Routing(logits_TE, selected_TK)
+            self.recorded = Routing(logits_TE, selected_TK, self.gate)
         return logits_TE, gates_TK.to(hidden.dtype), selected_TK
+
+    def _turns(self, num_tokens: int) -> Tensor:
+        """The turn of every token in the round robin, [T]."""
+        if self.forced_balance:
+            return torch.arange(num_tokens, device=self.weight.device)
+        assert self.positions_SN is not None
+        length = self.positions_SN.shape[-1]
+        return self.positions_SN.expand(num_tokens // length, length).reshape(num_tokens)
+
+    def _has_room(self, selected_TK: Tensor) -> Tensor:
+        assert self.capacity is not None and self.positions_SN is not None
+        window_tokens = min(self.capacity.window * self.positions_SN.shape[-1], len(selected_TK))
+        return has_room(
+            selected_TK, num_experts=len(self.weight), window_tokens=window_tokens, factor=self.capacity.factor
+        )
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -97,10 +130,23 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
-def round_robin(scores_TE: Tensor, top_k: int) -> Tensor:
-    """Selected experts [T, K] that load all experts equally: token t takes the next K experts in turn."""
-    num_tokens, num_experts = scores_TE.shape
-    return torch.arange(num_tokens * top_k, device=scores_TE.device).view(num_tokens, top_k) % num_experts
+def round_robin(turns_T: Tensor, top_k: int, *, num_experts: int) -> Tensor:
+    """Selected experts [T, K]: a token whose turn is n takes experts n K .. n K + K - 1, modulo N_E. As many turns in a
+    row as N_E / K load all experts equally."""
+    return (turns_T[:, None] * top_k + torch.arange(top_k, device=turns_T.device)) % num_experts
+
+
+def follow_positions(model: PreTrainedModel) -> None:
+    """Tell every router, from now on, at which position of its sequence each token stands, also behind a cache or
+    padding on the left."""
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+
+    def tell(_rotary: nn.Module, _inputs: tuple, keywords: dict[str, Tensor]) -> None:
+        for router in routers:
+            router.positions_SN = keywords["position_ids"]
+
+    # The only part that is given the positions once in a pass, outside of what is compiled or recomputed.
+    model.model.rotary_emb.register_forward_pre_hook(tell, with_kwargs=True)
 
 
 class _AllRouted(Exception):
@@ -144,7 +190,7 @@ def record_sums(
     finally:
         for recorded in _taken(routers):
             if isinstance(recorded, Routing):
-                at = {"num_sequences": num_sequences, "mask_SN": mask_SN}
+                at = {"num_sequences": num_sequences, "mask_SN": mask_SN, "gate": recorded.gate}
                 recorded = sums_of_logits(recorded.logits_TE, recorded.selected_TK, **at)
             sums.append(recorded)
 

@@ -26,7 +26,13 @@ TERMS = (
 
 # Everything that is carried from step to step.
 STEPS = 50
-CURVE = exactness.run_config([*TERMS[0], *TERMS[2]], bias={"window": 4, "rate": 0.01})
+CURVE = exactness.run_config(
+    [*TERMS[0], *TERMS[2]],
+    bias={"window": 4, "rate": 0.01},
+    gate="sigmoid",
+    similarity_weight=0.01,
+    capacity={"factor": 1.1, "window": 1},
+)
 
 
 def cases(num_ranks: int) -> Iterator[tuple[int, tuple[tuple[int, ...], ...], bool, bool]]:
