@@ -24,7 +24,7 @@ def selection_frequency(counts_DLE: ArrayLike) -> Array:
 
 
 def top_k_score_sum(score_sum_DLE: ArrayLike, tokens_D: ArrayLike) -> Array:
-    """Mean over tokens of the sum of the K chosen softmax scores, [D, L] (arXiv:2501.11873, Figure 4a).
+    """Mean over tokens of the sum of the K chosen experts' score shares, [D, L] (arXiv:2501.11873, Figure 4a).
 
     `score_sum_DLE`: scores of the tokens that chose the expert, summed; `tokens_D`: tokens of each domain. A router
     with no preference gives K / E, one that puts all probability on K experts gives 1.

@@ -199,7 +199,7 @@ def score_drawing(records: Records, experiment: str) -> Drawing:
     """Top-K score sum per layer and domain, as in the paper's Figure 4a."""
     scores = measures.score_frame(records, experiment)
     caption = (
-        "Mean over held-out tokens of the sum of the chosen softmax scores. Points: "
+        "Mean over held-out tokens of the sum of the chosen experts' shares of the scores. Points: "
         f"{text.seeds(scores['seed'].nunique())}, lines: their mean, no interval. Dashed: uniform, K/E. "
         f"{text.paper_note('Figure 4')}"
     )

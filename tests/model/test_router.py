@@ -141,6 +141,13 @@ def test_capacity_leaves_evaluation_dropless_and_drops_nothing_at_experts_over_k
     assert torch.equal(logits(limited(build(), 6 / 2, 2)), expected)
 
 
+def test_a_pass_smaller_than_a_window_is_one_window() -> None:
+    # As where a batch is gone through sequence by sequence to find what is not finite.
+    with torch.no_grad():
+        found, expected = (limited(build(), 0.8, window)(input_ids=text(1)).logits for window in (4, 1))
+    assert torch.equal(found, expected)
+
+
 def test_bf16_autocast_leaves_gates_and_room_to_fp32() -> None:
     model = limited(build(gate="sigmoid"), 0.8, 2)
     router, hidden = routers(model)[0], torch.randn(48, 32, generator=torch.Generator().manual_seed(0))
