@@ -86,6 +86,10 @@ class DataConfig(Settings):
     """Probability that a segment of a sequence is of the sequence's own domain; else it is drawn from the mix."""
     segments: int = Field(default=8, ge=1)
     """Equal segments of a sequence that `purity` acts on."""
+    micro_purity: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a sequence of a micro-batch (`train.micro_sequences`) is of the micro-batch's own domain; else
+    it is drawn from the mix. 0 mixes the sequences of a batch; 1 fills every micro-batch from one domain, as
+    arXiv:2501.11873 takes for granted."""
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -108,7 +112,7 @@ class DataConfig(Settings):
         """What the packed files depend on: the fields of the sample order at their defaults, so that runs which
         differ in them alone share the files."""
         domains = tuple(domain.model_copy(update={"weight": 1}) for domain in self.domains)
-        return self.model_copy(update={"domains": domains, "purity": 1.0, "segments": 8})
+        return self.model_copy(update={"domains": domains, "purity": 1.0, "segments": 8, "micro_purity": 0.0})
 
 
 class ModelConfig(Settings):

@@ -21,6 +21,7 @@ OTHER: dict[str, Any] = {
     "data.domains.0.source.corpus": "kjv",
     "data.purity": 0.5,
     "data.segments": 4,
+    "data.micro_purity": 0.5,
     "data.sequence_length": 256,
     "model.hidden_size": 64,
     "model.num_heads": 2,

@@ -3,8 +3,16 @@
 Training slots 0, 1, 2 ... run through all batches. Each block of sum(weights) slots holds every domain as often as its
 weight says, so domains stay in proportion; a domain's sequences come in a random order without repetition until all
 were seen. Within a batch the positions are shuffled, so that windows of a few sequences meet all mixtures of domains.
+
+With `micro_purity` above 0 the slots are filled by whole micro-batches: each block of sum(weights) micro-batches holds
+every domain as often as its weight says, and a micro-batch takes the next sequences of its domain. Then every sequence
+keeps its place with probability `micro_purity`, and the others trade places at random within the span, the fewest
+batches that hold whole blocks. So what is seen in a span, and in which proportion, does not depend on `micro_purity`;
+only who sits beside whom does. A sequence comes again only when all of its domain were seen, but for trades within the
+span in which that happens.
 """
 
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,14 +27,20 @@ from moe.data.packing import read_packed
 class SampleOrder:
     """Sample ids of every step, from the number of packed training sequences of each domain (in config order)."""
 
-    def __init__(self, config: DataConfig, num_sequences: list[int], *, batch_sequences: int, seed: int) -> None:
+    def __init__(
+        self, config: DataConfig, num_sequences: list[int], *, batch_sequences: int, micro_sequences: int, seed: int
+    ) -> None:
         self.config = config
         self.num_sequences = num_sequences
         self.batch_sequences = batch_sequences
+        self.micro_sequences = micro_sequences
         self.seed = seed
         self._weights = np.array([domain.weight for domain in config.domains])
         # Of each place of a block: its domain, and which of the domain's places it is.
         self._block = np.array([(d, i) for d, weight in enumerate(self._weights) for i in range(weight)])
+        micro_batches = batch_sequences // micro_sequences
+        self._span_batches = len(self._block) // math.gcd(len(self._block), micro_batches)
+        self._span = lru_cache(maxsize=1)(self._grouped)
         self._permutation = lru_cache(maxsize=2 * len(num_sequences))(self._permuted)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,9 +49,13 @@ class SampleOrder:
         Purity 1: all segments of a sequence are of one domain and one packed sequence. Below it, each segment is
         replaced with probability 1 - purity by the same segment of a random sequence of a domain drawn from the mix.
         """
-        rows = self._samples(step * self.batch_sequences)
         rng = np.random.default_rng((self.seed, 0, step))
-        rows = rows[rng.permutation(self.batch_sequences)]
+        if self.config.micro_purity:
+            span, place = divmod(step, self._span_batches)
+            rows = self._span(span)[place * self.batch_sequences :][: self.batch_sequences]
+        else:
+            rows = self._samples(*self._uses(step * self.batch_sequences, self.batch_sequences, stream=1))
+            rows = rows[rng.permutation(self.batch_sequences)]
         domains, sequences = (np.repeat(column[:, None], self.config.segments, axis=1) for column in rows.T)
         if self.config.purity < 1:
             other = rng.choice(len(self._weights), size=domains.shape, p=self._weights / self._weights.sum())
@@ -46,15 +64,29 @@ class SampleOrder:
             domains, sequences = np.where(replaced, other, domains), np.where(replaced, number, sequences)
         return domains, sequences
 
-    def _samples(self, start: int) -> np.ndarray:
-        """Domain and sequence number [B, 2] of the slots from `start` on."""
+    def _grouped(self, span: int) -> np.ndarray:
+        """Domain and sequence number [sequences of a span, 2] by micro-batches."""
+        micro, number = self.micro_sequences, self._span_batches * self.batch_sequences
+        domains_M, uses_M = self._uses(span * number // micro, number // micro, stream=3)
+        uses = (uses_M[:, None] * micro + np.arange(micro)).reshape(-1)
+        rows = self._samples(np.repeat(domains_M, micro), uses)
+        rng = np.random.default_rng((self.seed, 4, span))
+        traded = np.flatnonzero(rng.random(number) >= self.config.micro_purity)
+        rows[traded] = rows[rng.permutation(traded)]
+        return rows
+
+    def _uses(self, start: int, number: int, *, stream: int) -> tuple[np.ndarray, np.ndarray]:
+        """Domain of each of so many places from `start` on, and how many places before it have that domain."""
         size = len(self._block)
-        first, stop = start // size, -(-(start + self.batch_sequences) // size)
-        # A generator costs more than all else: one per block, not one per slot.
-        orders = [np.random.default_rng((self.seed, 1, block)).permutation(size) for block in range(first, stop)]
-        slots = np.arange(start, start + self.batch_sequences)
-        domains, turns = self._block[np.concatenate(orders)[slots - first * size]].T
-        uses = slots // size * self._weights[domains] + turns
+        first, stop = start // size, -(-(start + number) // size)
+        # A generator costs more than all else: one per block, not one per place.
+        orders = [np.random.default_rng((self.seed, stream, block)).permutation(size) for block in range(first, stop)]
+        places = np.arange(start, start + number)
+        domains, turns = self._block[np.concatenate(orders)[places - first * size]].T
+        return domains, places // size * self._weights[domains] + turns
+
+    def _samples(self, domains: np.ndarray, uses: np.ndarray) -> np.ndarray:
+        """Domain and sequence number [places, 2] of the domains' sequences by their turn."""
         epochs, sequences = np.divmod(uses, np.array(self.num_sequences)[domains])
         for domain, epoch in set(zip(domains.tolist(), epochs.tolist(), strict=True)):
             chosen = (domains == domain) & (epochs == epoch)
@@ -72,7 +104,13 @@ class TrainingBatches:
         self._names = [domain.name for domain in config.data.domains]
         self._packed = [read_packed(data_folder, name, "train") for name in self._names]
         lengths, batch = [len(sequences) for sequences in self._packed], config.train.batch_sequences
-        self._order = SampleOrder(config.data, lengths, batch_sequences=batch, seed=config.seed)
+        self._order = SampleOrder(
+            config.data,
+            lengths,
+            batch_sequences=batch,
+            micro_sequences=config.train.micro_sequences,
+            seed=config.seed,
+        )
 
     def tokens(self, step: int) -> np.ndarray:
         """Tokens int64 [B, sequence_length] of the batch of a step."""
