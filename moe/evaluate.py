@@ -4,6 +4,9 @@ Writes `routing.parquet` (see `moe/probe.py`) and `evaluation.json`:
     heldout   {domain: {nats (per token), perplexity, bits_per_byte, tokens, bytes}}
     average   {nats: mean over domains, perplexity: mean of the domains' perplexities (the paper's Avg PPL),
                bits_per_byte: mean over domains}
+    router_cosine   [layer], mean absolute cosine between two rows of the router; not of a single expert
+    drop_expert     {sequences: {domain: how many}, nats: [layer][expert][domain], the increase per token where the
+                    expert is never chosen (see `moe/drop_expert.py`)}; only with `evaluation.drop_expert_sequences`
     lm_eval   lm-eval's record: results with errors, configs, versions, task hashes, sample counts; no samples
 The record holds no time, date or path: equal inputs give equal files.
 """
@@ -12,17 +15,20 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe.analysis.specialisation import router_cosine
 from moe.config import RunConfig
 from moe.data.packing import read_manifest, read_packed
 from moe.data.tokenizer import load_tokenizer, token_bytes
+from moe.drop_expert import increases
 from moe.lm_eval_tasks import official
 from moe.lm_eval_tasks.harness import Harness, quiet
-from moe.model.build import load_model
+from moe.model.build import load_model, routers
 from moe.probe import heldout_pass, write_routing
 from moe.provenance import device_name, stamp, write_json
 from moe.scale import EvaluationConfig
@@ -83,12 +89,27 @@ def evaluate(
     record["heldout"] = losses
     averaged = ("nats", "perplexity", "bits_per_byte")
     record["average"] = {key: fmean(loss[key] for loss in losses.values()) for key in averaged}
+    several = config.model.num_experts > 1
+    if several:
+        record["router_cosine"] = [router_cosine(router.weight.detach().float().cpu()) for router in routers(model)]
+    if several and settings.drop_expert_sequences:
+        first = {name: found[: settings.drop_expert_sequences] for name, found in sequences.items()}
+        record["drop_expert"] = dropped(model, first, batch_size=settings.batch_size)
     record["lm_eval"] = {}
     if settings.tasks:
         harness = harness or Harness(settings)
         at = {"data_folder": data_folder, "domains": domains, "window": config.data.sequence_length}
         record["lm_eval"] = harness.record(model, tokenizer, **at)
     write_json(out, record)
+
+
+def dropped(model: PreTrainedModel, sequences: dict[str, np.ndarray], *, batch_size: int) -> dict[str, Any]:
+    """What each domain of `sequences` loses without each expert, per predicted token, in millionths of a nat."""
+    tokens_SN = torch.from_numpy(np.concatenate(list(sequences.values())).astype(np.int64)).to(model.device)
+    counts = [len(found) for found in sequences.values()]
+    by_domain = increases(model, tokens_SN, batch_size=batch_size).split(counts, dim=-1)
+    nats_LED = torch.stack([found.mean(dim=-1) for found in by_domain], dim=-1) / (tokens_SN.shape[1] - 1)
+    return {"sequences": dict(zip(sequences, counts, strict=True)), "nats": nats_LED.cpu().numpy().round(6).tolist()}
 
 
 def heldout_loss(total_nats: float, sequences_SN: np.ndarray, token_bytes_V: np.ndarray) -> dict[str, float]:

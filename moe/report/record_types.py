@@ -71,12 +71,24 @@ class Average(Part):
     bits_per_byte: Finite
 
 
+class DropExpert(Part):
+    """What the domains lose without one expert."""
+
+    sequences: dict[str, int]
+    """Sequences of each domain that were measured on, in the order of the last axis of `nats`."""
+    nats: list[list[list[Finite]]]
+    """Increase of nats per token, [layer][expert][domain]."""
+
+
 class EvaluationRecord(Stamp):
-    """`evaluation.json`; `lm_eval` is lm-eval's own record."""
+    """`evaluation.json`; `lm_eval` is lm-eval's own record. Older records have no cosine, and only some have the loss
+    without each expert."""
 
     schema_: Literal["moe-evaluation/1"] = Field(alias="schema")
     heldout: dict[str, Heldout] = Field(min_length=1)
     average: Average
+    router_cosine: list[Finite] | None = None
+    drop_expert: DropExpert | None = None
     lm_eval: dict[str, Any] | None = None
 
 
