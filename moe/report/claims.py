@@ -1,20 +1,19 @@
 """What the intervals say, in words: one sentence for each contrast, and the verdict on the paper's main claim."""
 
-from typing import Literal
+from collections.abc import Sequence
 
 from moe.analysis.statistics import PairedDifference
 from moe.report import measures
+from moe.report.outcomes import Outcome, Verdict
 from moe.report.records import Records
 from moe.report.text import interval, p_value, seeds, signed
 
-Verdict = Literal["holds", "refuted", "unresolved"]
-
 
 def verdict(difference: PairedDifference | None) -> Verdict:
-    """What an interval says of the claim that the first arm is lower than the second: the claim holds where the whole
-    interval lies below zero, it is refuted where the whole interval lies above, and else it is unresolved."""
+    """What an interval alone says of the claim that the first arm is lower than the second: confirmed where the whole
+    interval lies below zero, refuted where it lies above, else unresolved."""
     sign = difference.sign if difference else 0
-    return "holds" if sign < 0 else "refuted" if sign > 0 else "unresolved"
+    return "confirmed" if sign < 0 else "refuted" if sign > 0 else "unresolved"
 
 
 def comparison(first: str, second: str, difference: PairedDifference | None) -> str:
@@ -22,7 +21,7 @@ def comparison(first: str, second: str, difference: PairedDifference | None) -> 
     if difference is None:
         return f"“{first}” and “{second}” share no seed, so they are not compared."
     outcome = {
-        "holds": "is lower than",
+        "confirmed": "is lower than",
         "refuted": "is higher than",
         "unresolved": "is not told apart from",
     }[verdict(difference)]
@@ -46,10 +45,11 @@ def contrast_sentences(records: Records, experiment: str) -> list[str]:
     return [comparison(*pair, difference) for pair, difference in zip(pairs, differences, strict=True)]
 
 
-def window_claim(records: Records, experiment: str) -> tuple[Verdict, str] | None:
+def window_claim(records: Records, experiment: str, found: Sequence[Outcome] = ()) -> tuple[Verdict, str] | None:
     """The paper's claim that the largest window has a lower held-out loss than the smallest: verdict and a sentence.
 
-    None where the arms of the experiment do not differ in their window.
+    Where `found` has the outcome of this very prediction, the verdict is its own, adjusted for all predictions; else
+    it is that of the interval. None where the arms of the experiment do not differ in their window.
     """
     curves = measures.window_groups(records, experiment)
     if not curves:
@@ -57,26 +57,36 @@ def window_claim(records: Records, experiment: str) -> tuple[Verdict, str] | Non
     longest = max(curves, key=len)
     (small, small_arm), (large, large_arm) = longest[0], longest[-1]
     difference = measures.arm_difference(measures.run_frame(records, experiment), "heldout_nats", large_arm, small_arm)
-    outcome = verdict(difference)
     claim = f"Pooling the balance loss over {_sequences(large)} instead of {_sequences(small)}"
     if difference is None:
-        return outcome, f"{claim}: the two arms share no seed, so the paper's claim is unresolved here."
+        return "unresolved", f"{claim}: the two arms share no seed, so the paper's claim is unresolved here."
+    same = ("heldout_nats", large_arm, small_arm, "lower")
+    stated = [
+        outcome
+        for outcome in found
+        if outcome.experiment == experiment
+        and same == tuple(getattr(outcome.expectation, key) for key in ("measure", "first", "second", "direction"))
+    ]
+    result, proof = verdict(difference), evidence(difference)
+    if stated:
+        result = stated[0].verdict
+        proof += f", adjusted for {len(found)} predictions {p_value(stated[0].p_holm)}"
     said = {
-        "holds": f"lowers the held-out loss: {evidence(difference)}. The paper's claim holds at this scale.",
-        "refuted": f"raises the held-out loss: {evidence(difference)}. The paper's claim is refuted at this scale.",
-        "unresolved": f"is undecided: {evidence(difference)}. The paper's claim is unresolved at this scale.",
+        "confirmed": f"lowers the held-out loss: {proof}. The paper's claim holds at this scale.",
+        "refuted": f"raises the held-out loss: {proof}. The paper's claim is refuted at this scale.",
+        "unresolved": f"is undecided: {proof}. The paper's claim is unresolved at this scale.",
     }
-    return outcome, f"{claim} {said[outcome]}"
+    return result, f"{claim} {said[result]}"
 
 
-def headline_claim(records: Records) -> tuple[str, Verdict | None, str]:
-    """The experiment that the report opens with, its verdict and its sentence.
+def headline_claim(records: Records, found: Sequence[Outcome]) -> tuple[str, Verdict | None, str]:
+    """The experiment that the report opens with, its verdict and its sentence; `found` are the outcomes of all.
 
     The first experiment whose arms differ in their window; without one, the first contrast of the first experiment,
     which has no verdict, since no claim of the paper is behind it.
     """
     for experiment in records.table.experiments:
-        claim = window_claim(records, experiment)
+        claim = window_claim(records, experiment, found)
         if claim:
             return experiment, *claim
     first = next(iter(records.table.experiments))

@@ -1,15 +1,12 @@
 """Tables that compare the arms of an experiment, paired over seeds."""
 
-import math
-from typing import Any
-
 import pandas as pd
 
-from moe.analysis.statistics import PairedDifference, holm
+from moe.analysis.statistics import holm
 from moe.report import measures, text
 from moe.report.measure_names import MEASURES
 from moe.report.records import Records
-from moe.report.table import Table
+from moe.report.table import Table, difference_columns
 
 INTERVAL = "Intervals are 95 % t intervals of the difference paired over seeds (same data order and initialisation)"
 ROUTING = "measured on the held-out text, mean over layers"
@@ -26,7 +23,7 @@ def headline_table(records: Records, experiment: str) -> Table:
         means = {measure: float(runs[measure].mean()) for measure in MEASURES}
         windows = runs["windows"].iloc[0]
         head = {"arm": arm, "windows": windows, "seeds": len(runs)}
-        rows.append(head | means | _difference_columns(difference) | {"status": "measured"})
+        rows.append(head | means | difference_columns(difference) | {"status": "measured"})
         shown.append(
             {
                 "arm": arm,
@@ -34,7 +31,7 @@ def headline_table(records: Records, experiment: str) -> Table:
                 "seeds": str(len(runs)),
                 "held-out loss (nats/token)": text.number(means["heldout_nats"], 4),
                 f"difference to “{reference}” [95 %]": "reference" if arm == reference else text.interval(difference),
-                "p": "–" if arm == reference else text.p_value(difference.p if difference else None),
+                "p (not adjusted)": "–" if arm == reference else text.p_value(difference.p if difference else None),
                 "bits per byte": text.number(means["bits_per_byte"], 4),
                 "Avg PPL": text.number(means["perplexity"], 3),
                 "JSD (nats)": text.number(means["divergence"]),
@@ -61,7 +58,7 @@ def contrast_table(records: Records, experiment: str) -> Table:
         adjusted = holm([difference.p if difference else None for difference in differences])
         for (first, second), difference, p_holm in zip(contrasts, differences, adjusted, strict=True):
             head = {"measure": measure, "first": first, "second": second}
-            columns = _difference_columns(difference)
+            columns = difference_columns(difference)
             last = {"p_holm": columns["p"] if p_holm is None else p_holm, "status": "measured"}
             rows.append(head | columns | last)
             effect = difference.effect if difference else None
@@ -72,24 +69,14 @@ def contrast_table(records: Records, experiment: str) -> Table:
                     "difference [95 %]": text.interval(difference),
                     "seeds": str(difference.n if difference else 0),
                     "p": text.p_value(difference.p if difference else None),
-                    "p (Holm)": text.p_value(p_holm),
+                    f"p (Holm, {len(contrasts)} contrasts)": text.p_value(p_holm),
                     "d_z": "none" if effect is None else text.number(effect, 1),
                     "status": "measured",
                 }
             )
     caption = (
-        f"First arm minus second. {INTERVAL}; they are not adjusted. p (Holm) is adjusted for the {len(contrasts)} "
-        "contrasts of one measure; held-out loss is the measure that the verdict rests on, the others are secondary. "
-        "d_z: mean over standard deviation of the paired differences."
+        f"First arm minus second. {INTERVAL}; they and p are not adjusted. p (Holm) is adjusted over the "
+        f"{len(contrasts)} contrasts of one measure in this experiment, a smaller family than that of the predictions, "
+        "which the verdicts rest on. d_z: mean over standard deviation of the paired differences."
     )
-    return Table("contrasts", "experiment", "Contrasts", caption, pd.DataFrame(rows), pd.DataFrame(shown), experiment)
-
-
-def _difference_columns(difference: PairedDifference | None) -> dict[str, Any]:
-    if difference is None:
-        return dict.fromkeys(("difference", "low", "high", "p", "effect"), math.nan) | {"pairs": 0}
-    # A missing interval is spelled out: an empty cell could be read as a failure.
-    absent = "one seed: no interval" if difference.n == 1 else "none"
-    values = {name: getattr(difference, name) for name in ("low", "high", "p", "effect")}
-    named = {name: absent if value is None else value for name, value in values.items()}
-    return {"difference": difference.mean, **named, "pairs": difference.n}
+    return Table("contrasts", "contrasts", "Contrasts", caption, pd.DataFrame(rows), pd.DataFrame(shown), experiment)

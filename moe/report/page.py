@@ -1,10 +1,14 @@
-"""The report: one HTML page that needs no network, no script and no other file.
+"""The report: an index and one page for each experiment; each needs no network, no script and no other file.
 
-Everything that it says comes from the records, or from `index.json` beside the tables and beside the figures.
+Everything that they say comes from the records, or from `index.json` beside the tables and beside the figures. The
+index opens with what became of the predictions; a page answers one experiment's question.
 """
 
 import base64
 import os
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +16,17 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
-from moe.provenance import code_fingerprint, complete_file
-from moe.report import claims, estimator_advice, text
-from moe.report.records import Records, Run, read_record, read_text
+from moe.provenance import complete_file
+from moe.report import claims, estimator_advice, measures, paper_effects, text
+from moe.report.arm_settings import shared_settings
+from moe.report.measure_names import MEASURES
+from moe.report.outcomes import VERDICTS, Outcome, count_sentence, outcomes
+from moe.report.page_provenance import provenance
+from moe.report.records import Records, read_record, read_text
+from moe.settings import ConfigError
 
 EMBEDDED_BYTES = 1_000_000
-"""Data files above this size are linked but not carried inside the page."""
+"""Data files above this size are linked but not carried inside a page."""
 
 
 class IndexEntry(BaseModel):
@@ -45,128 +54,222 @@ class FigureEntry(IndexEntry):
     data: list[str]
 
 
-SECTIONS = (("evaluation", "Evaluation"), ("routing", "Specialisation"), ("latency", "Speed"))
-"""Sections that show one kind of result for every experiment."""
+SECTIONS = (
+    ("predictions", "Predictions"),
+    ("experiment", "Results"),
+    ("routing", "Specialisation"),
+    ("evaluation", "Evaluation"),
+    ("latency", "Speed"),
+    ("settings", "Settings"),
+    ("contrasts", "All contrasts"),
+)
+"""Sections of an experiment's page in order; one without a figure and a table is left out."""
+LEAD_FIGURES = ("headline", "forest")
+HEADINGS = dict(zip(VERDICTS, ("Holds", "Does not hold", "Unresolved"), strict=True))
+
+
+class Report:
+    """What all pages are made from; `folder` is where they lie."""
+
+    def __init__(self, records: Records, tables: Path, figures: Path, folder: Path) -> None:
+        self.records, self.folder = records, folder
+        self.scale = records.table.scale
+        self.command = f"snakemake --config scale={self.scale}"
+        self.outcomes = outcomes(records)
+        self._tables, self._figures = tables, figures
+        self.tables = read_record(list[TableEntry], tables / "index.json", self.command)
+        self.figures = read_record(list[FigureEntry], figures / "index.json", self.command)
+        self.links = {table.file: self._link(tables / f"{table.file}.csv") for table in self.tables}
+
+    def shown(self, experiment: str) -> list[TableEntry]:
+        """Tables with rows of an experiment, or of the scale."""
+        return [table for table in self.tables if table.rows and table.experiment == experiment]
+
+    def drawn(self, experiment: str) -> list[dict[str, Any]]:
+        """Figures of an experiment, or of the scale, with their pictures."""
+        return [
+            figure.model_dump() | self._images(figure.file)
+            for figure in self.figures
+            if figure.experiment == experiment
+        ]
+
+    def downloads(self, files: Sequence[str]) -> list[dict[str, Any]]:
+        """Data files to be carried inside a page."""
+        return [self._download(file) for file in dict.fromkeys(files)]
+
+    def _images(self, file: str) -> dict[str, str]:
+        svg, png = self._figures / f"{file}.svg", self._figures / f"{file}.png"
+        content = read_text(svg, self.command).encode()
+        source = "data:image/svg+xml;base64," + base64.b64encode(content).decode()
+        return {"source": source, "svg": self._link(svg), "png": self._link(png)}
+
+    def _download(self, file: str) -> dict[str, Any]:
+        content = read_text(self._tables / f"{file}.csv", self.command).encode()
+        small = len(content) <= EMBEDDED_BYTES
+        source = "data:text/csv;charset=utf-8;base64," + base64.b64encode(content).decode() if small else ""
+        return {"file": file, "bytes": len(content), "source": source}
+
+    def _link(self, path: Path) -> str:
+        """Relative link from a page."""
+        return quote(os.path.relpath(path, self.folder).replace(os.sep, "/"))
 
 
 def write_page(records: Path, runs: Path, tables: Path, figures: Path, out: Path) -> None:
-    """Write the page to the file `out`: `records` is `runs.json`, `runs` the folder of runs, `tables` and `figures` the
-    folders that `write_tables` and `write_figures` made of the same records.
+    """Write the index to the file `out` and `<experiment>.html` beside it: `records` is `runs.json`, `runs` the folder
+    of runs, `tables` and `figures` the folders that `write_tables` and `write_figures` made of the same records.
 
     Raises `ConfigError` for a file that is missing or damaged.
     """
     book = Records(records, runs)
-    remedy = f"snakemake --config scale={book.table.scale}"
-    shown = read_record(list[TableEntry], tables / "index.json", remedy)
-    drawn = read_record(list[FigureEntry], figures / "index.json", remedy)
-    folder = out.parent
+    report = Report(book, tables, figures, out.parent)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    lead, verdict, sentence = claims.headline_claim(book)
-    page = environment.get_template("page.html.j2").render(
-        scale=book.table.scale,
-        description=book.table.description,
-        lead=lead,
-        verdict=verdict,
-        sentence=sentence,
-        command=remedy,
-        experiments=[_experiment(book, name) for name in book.table.experiments],
-        sections=SECTIONS,
-        tables=[table for table in shown if table.rows],
-        figures=[figure.model_dump() | _images(figures, figure.file, folder, remedy) for figure in drawn],
-        links={table.file: _link(tables / f"{table.file}.csv", folder) for table in shown},
-        downloads=[_download(tables / f"{table.file}.csv", remedy) for table in shown],
-        advice=estimator_advice.advice(book.estimators) if book.estimators else [],
-        provenance=_provenance(book),
-    )
-    with complete_file(out) as temporary:
+    for name in book.table.experiments:
+        if out.with_name(_page(name)) == out:
+            raise ConfigError(f"{records}: experiment '{name}' has the name of the index page: rename it")
+        page = environment.get_template("experiment.html.j2").render(_experiment(report, name))
+        _write(out.with_name(_page(name)), page)
+    _write(out, environment.get_template("index.html.j2").render(_index(report)))
+
+
+def _write(path: Path, page: str) -> None:
+    with complete_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _experiment(records: Records, name: str) -> dict[str, Any]:
-    experiment = records.table.experiments[name]
-    claim = claims.window_claim(records, name)
-    axes = [
-        axis.field or ", ".join(dict.fromkeys(f for arm in axis.arms.values() for f in arm))
-        for axis in experiment.axes.values()
-    ]
+def _page(experiment: str) -> str:
+    return f"{experiment}.html"
+
+
+def _index(report: Report) -> dict[str, Any]:
+    """What the template of the index is filled with."""
+    book = report.records
+    lead, verdict, sentence = claims.headline_claim(book, report.outcomes)
+    tables, figures = report.shown(""), report.drawn("")
+    headline_tables = [table for table in report.shown(lead) if table.name == "headline"]
+    headline_figures = [figure for figure in report.drawn(lead) if figure["name"] in LEAD_FIGURES]
+    files = [table.file for table in headline_tables] + [file for figure in headline_figures for file in figure["data"]]
+    files += [table.file for table in report.tables if not table.experiment]
     return {
-        "name": name,
+        "scale": report.scale,
+        "description": book.table.description,
+        "command": report.command,
+        "counts": count_sentence(report.outcomes),
+        "family": len(report.outcomes),
+        "groups": _groups(report),
+        "lead_page": _page(lead),
+        "verdict": verdict,
+        "sentence": sentence,
+        "beside": paper_effects.main_effects(book.table.experiments[lead].paper),
+        "headline_tables": headline_tables,
+        "headline_figures": headline_figures,
+        "experiments": [_row(report, name) for name in book.table.experiments],
+        "tables": tables,
+        "figures": figures,
+        "links": report.links,
+        "downloads": report.downloads(files),
+        "advice": estimator_advice.advice(book.estimators) if book.estimators else [],
+        "provenance": provenance(book),
+    }
+
+
+def _groups(report: Report) -> list[dict[str, Any]]:
+    """The predictions by verdict; none without any prediction."""
+    if not report.outcomes:
+        return []
+    rows = [(outcome.verdict, _outcome_row(report, outcome)) for outcome in report.outcomes]
+    return [
+        {"verdict": verdict, "title": HEADINGS[verdict], "rows": [row for found, row in rows if found == verdict]}
+        for verdict in VERDICTS
+    ]
+
+
+def _outcome_row(report: Report, outcome: Outcome) -> dict[str, str]:
+    item, difference = outcome.expectation, outcome.difference
+    experiment = report.records.table.experiments[outcome.experiment]
+    beside = paper_effects.main_effects(experiment.paper) if item.measure == "heldout_nats" else ""
+    return {
+        "claim": item.claim,
+        "page": _page(outcome.experiment),
+        "title": experiment.title,
+        "contrast": f"{item.first} − {item.second}",
+        "difference": text.interval(difference),
+        "measure": MEASURES[item.measure],
+        "seeds": str(difference.n if difference else 0),
+        "p": text.p_value(outcome.p),
+        "p_holm": text.p_value(outcome.p_holm),
+        "paper": beside or "–",
+    }
+
+
+def _row(report: Report, name: str) -> dict[str, Any]:
+    """One line of the table of experiments."""
+    book, experiment = report.records, report.records.table.experiments[name]
+    counts = Counter(outcome.verdict for outcome in report.outcomes if outcome.experiment == name)
+    first, difference = "one arm", "–"
+    if pairs := book.contrasts(name)[:1]:
+        measured = measures.arm_difference(measures.run_frame(book, name), "heldout_nats", *pairs[0])
+        first, difference = f"{pairs[0][0]} − {pairs[0][1]}", text.interval(measured)
+    return {
+        "page": _page(name),
         "title": experiment.title,
         "question": experiment.question,
-        "prediction": experiment.prediction,
         "paper": experiment.paper,
-        "fields": "; ".join(axes),
+        "arms": len(book.arms(name)),
+        "seeds": _seeds(book, name),
+        "counts": {verdict: counts[verdict] for verdict in VERDICTS},
+        "contrast": first,
+        "difference": difference,
+        "beside": paper_effects.main_effects(experiment.paper),
+    }
+
+
+def _seeds(records: Records, name: str) -> str:
+    counts = sorted({len(seeds) for seeds in records.arms(name).values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _experiment(report: Report, name: str) -> dict[str, Any]:
+    """What the template of an experiment's page is filled with."""
+    book, experiment = report.records, report.records.table.experiments[name]
+    tables, figures = report.shown(name), report.drawn(name)
+    parts = [
+        {
+            "name": section,
+            "title": title,
+            "tables": [table for table in tables if table.section == section],
+            "figures": [figure for figure in figures if figure["section"] == section],
+        }
+        for section, title in SECTIONS
+    ]
+    own = [table.file for table in report.tables if table.experiment == name]
+    axes = experiment.axes.values()
+    fields = [field for axis in axes for field in (axis.field, *chain(*axis.arms.values())) if field]
+    claim = claims.window_claim(book, name)
+    return {
+        "scale": report.scale,
+        "name": name,
+        "title": experiment.title,
+        "arms": len(book.arms(name)),
+        "seeds": f"{_seeds(book, name)} seeds each",
+        "question": experiment.question,
+        "prediction": experiment.prediction,
+        "outcomes": [
+            {"verdict": outcome.verdict, "claim": outcome.expectation.claim}
+            for outcome in report.outcomes
+            if outcome.experiment == name
+        ],
         "verdict": claim[0] if claim else None,
         "sentence": claim[1] if claim else "",
-        "contrasts": claims.contrast_sentences(records, name),
+        "contrasts": claims.contrast_sentences(book, name),
+        "paper": experiment.paper,
+        "beside": paper_effects.main_effects(experiment.paper),
+        "fields": ", ".join(dict.fromkeys(fields)),
+        "shared": shared_settings(book, name),
+        "command": f"{report.command} experiments={name}",
+        "sections": [part for part in parts if part["tables"] or part["figures"]],
+        "links": report.links,
+        "downloads": report.downloads([*own, *(file for figure in figures for file in figure["data"])]),
     }
-
-
-def _images(folder: Path, file: str, page: Path, remedy: str) -> dict[str, str]:
-    svg = read_text(folder / f"{file}.svg", remedy).encode()
-    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-    return {"source": source, "svg": _link(folder / f"{file}.svg", page), "png": _link(folder / f"{file}.png", page)}
-
-
-def _link(path: Path, folder: Path) -> str:
-    """Relative link from a page in `folder`."""
-    return quote(os.path.relpath(path, folder).replace(os.sep, "/"))
-
-
-def _download(path: Path, remedy: str) -> dict[str, Any]:
-    content = read_text(path, remedy).encode()
-    small = len(content) <= EMBEDDED_BYTES
-    source = "data:text/csv;charset=utf-8;base64," + base64.b64encode(content).decode() if small else ""
-    return {"file": path.stem, "bytes": len(content), "source": source}
-
-
-def _provenance(records: Records) -> dict[str, Any]:
-    """What made the records: versions, devices, code, and one line for each run."""
-    runs, code = records.runs, code_fingerprint()
-    stamps = [stamp for run in runs.values() for stamp in (run.train, run.evaluation)]
-    stamps += [stamp for stamp in (records.latency, records.estimators) if stamp]
-    packages = sorted({package for stamp in stamps for package in stamp.versions})
-    versions = {name: sorted({stamp.versions[name] for stamp in stamps if name in stamp.versions}) for name in packages}
-    seconds = sum(run.seconds for run in runs.values())
-    stale = sum(_is_stale(run, code) for run in runs.values())
-    facts = {
-        "code that drew this page": code_fingerprint(drawing=True),
-        "code that made the records": ", ".join(sorted({stamp.code for stamp in stamps})),
-        "stale runs": f"{stale} of {len(runs)}",
-        "device": "; ".join(sorted({stamp.device for stamp in stamps})),
-        "training, wall time of all runs": f"{seconds / 60:.1f} minutes",
-        "training tokens of all runs": f"{sum(run.train.tokens for run in runs.values()):,}",
-        **{name: ", ".join(found) for name, found in versions.items()},
-    }
-    arms: dict[str, list[str]] = {}
-    for row in records.table.runs:
-        arms.setdefault(row.run, []).append(f"{row.experiment}: {row.arm}")
-    lines = [_run_line(name, run, "; ".join(arms[name]), code) for name, run in runs.items()]
-    return {"facts": facts, "columns": list(lines[0]), "rows": [list(line.values()) for line in lines]}
-
-
-def _run_line(name: str, run: Run, arms: str, code: str) -> dict[str, str]:
-    train = run.train
-    return {
-        "run": name,
-        "arm": arms,
-        "seed": str(run.seed),
-        "data": run.data,
-        "config": train.config_hash,
-        "code": train.code,
-        "state": "stale" if _is_stale(run, code) else "current",
-        "parameters (active)": f"{train.parameters:,} ({train.active_parameters:,})",
-        "steps": str(train.steps),
-        "tokens": f"{train.tokens:,}",
-        "seconds": text.number(run.seconds, 1),
-        "device": train.device,
-        "weights sha256": train.weights_sha256[:12] or text.NOT_RUN,
-    }
-
-
-def _is_stale(run: Run, code: str) -> bool:
-    """Whether other code than the present made a record of the run."""
-    return any(stamp.code != code for stamp in (run.train, run.evaluation))

@@ -16,6 +16,7 @@ import pyarrow.parquet
 from pydantic import TypeAdapter, ValidationError
 
 from moe.config import RunConfig, window_sequences
+from moe.report.measure_names import MEASURES
 from moe.report.record_types import (
     CurveLine,
     EstimatorsRecord,
@@ -96,8 +97,12 @@ class Records:
             known = self.arms(name)
             if not known:
                 raise ConfigError(f"{table}: experiment '{name}' has no run; make the table again with: {remedy}")
-            for arm in {arm for pair in experiment.contrasts for arm in pair} - set(known):
-                raise ConfigError(f"{table}: a contrast of '{name}' names the arm '{arm}'; arms are {', '.join(known)}")
+            for kind, arms in experiment.compared().items():
+                for arm in set(arms) - set(known):
+                    named = f"{table}: a {kind} of '{name}' names the arm '{arm}'"
+                    raise ConfigError(f"{named}; arms are {', '.join(known)}")
+            for measure in {item.measure for item in experiment.expect} - set(MEASURES):
+                raise ConfigError(f"{table}: an expectation of '{name}' names the unknown measure '{measure}'")
 
     def arms(self, experiment: str) -> dict[str, dict[int, Run]]:
         """Arms of an experiment in the order of the table: label -> seed -> run."""

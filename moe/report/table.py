@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -40,3 +41,14 @@ def ratio_columns(logarithm: PairedDifference | None) -> dict[str, float]:
         return dict.fromkeys(("ratio", "ratio_low", "ratio_high"), math.nan)
     ends = (math.nan if end is None else math.exp(end) for end in (logarithm.low, logarithm.high))
     return dict(zip(("ratio", "ratio_low", "ratio_high"), (math.exp(logarithm.mean), *ends), strict=True))
+
+
+def difference_columns(difference: PairedDifference | None) -> dict[str, Any]:
+    """Columns of a paired difference with its interval; what is missing is NaN or says why."""
+    if difference is None:
+        return dict.fromkeys(("difference", "low", "high", "p", "effect"), math.nan) | {"pairs": 0}
+    # A missing interval is spelled out: an empty cell could be read as a failure.
+    absent = "one seed: no interval" if difference.n == 1 else "none"
+    values = {name: getattr(difference, name) for name in ("low", "high", "p", "effect")}
+    named = {name: absent if value is None else value for name, value in values.items()}
+    return {"difference": difference.mean, **named, "pairs": difference.n}

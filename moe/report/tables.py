@@ -12,11 +12,14 @@ from typing import Any
 import pandas as pd
 
 from moe.provenance import complete_folder, write_json
-from moe.report import claims, measures, paper, text
+from moe.report import claims, measures, outcomes, paper, text
+from moe.report.arm_settings import variable_table
 from moe.report.comparison_tables import contrast_table, headline_table
 from moe.report.estimator_advice import advice
 from moe.report.estimator_table import estimator_tables
 from moe.report.measurement_tables import downstream_table, latency_table, layer_table, perplexity_table
+from moe.report.outcome_tables import prediction_table, recovery_table
+from moe.report.paper_effects import effect_table
 from moe.report.records import Records
 from moe.report.table import Table
 
@@ -32,20 +35,26 @@ DATA: dict[str, Callable[[Records, str], pd.DataFrame]] = {
     "steps": measures.step_frame,
 }
 """Data behind the figures, one row per run and more: files that the page links to without showing them."""
-SHOWN = (headline_table, contrast_table, perplexity_table, downstream_table, layer_table, latency_table)
+SHOWN: tuple[Callable[[Records, str], Table | None], ...] = (
+    headline_table, recovery_table, variable_table, contrast_table, perplexity_table, downstream_table, layer_table,
+    latency_table,
+)  # fmt: skip
+"""Tables of every experiment; None where one has nothing to say."""
 
 
 def all_tables(records: Records) -> list[Table]:
-    """Every table and data file of every experiment, those of the estimators, then the paper's values."""
-    tables = []
+    """The predictions, every table and data file of every experiment, those of the estimators, the paper's values."""
+    found = outcomes.outcomes(records)
+    tables = [prediction_table(records, "", found)]
     for experiment in records.table.experiments:
-        tables += [make(records, experiment) for make in SHOWN]
+        tables += [prediction_table(records, experiment, found), *(make(records, experiment) for make in SHOWN)]
         for name, make in DATA.items():
             frame = make(records, experiment).assign(status="measured")
             tables.append(
                 Table(name, "data", f"Data: {name}", (make.__doc__ or "").split("\n")[0], frame, None, experiment)
             )
-    return [*tables, *estimator_tables(records), paper_table()]
+    made = [table for table in tables if table is not None]
+    return [*made, *estimator_tables(records), paper_table(), effect_table()]
 
 
 def paper_table() -> Table:
@@ -98,7 +107,11 @@ def headline_text(records: Path, runs: Path) -> str:
     `records` is `runs.json`, `runs` the folder of runs; raises `ConfigError` for a record that is missing or damaged.
     """
     book = Records(records, runs)
-    parts = [claims.headline_claim(book)[2]]
+    found = outcomes.outcomes(book)
+    parts = [claims.headline_claim(book, found)[2]]
+    if found:
+        lines = [f"  {item.verdict}: {item.expectation.claim} ({item.experiment})" for item in found]
+        parts.append("\n".join([outcomes.count_sentence(found), *lines]))
     for name, experiment in book.table.experiments.items():
         table = headline_table(book, name).display
         assert table is not None

@@ -17,14 +17,15 @@ _spec.loader.exec_module(synthetic_module)
 
 
 def draw(root, **options):
-    """Records, tables, figures and page below `root`."""
+    """Records, tables, figures and pages below `root`; `page` is the index."""
     records, runs = synthetic_module.write_records(root, **options)
     write_tables(records, runs, root / "tables")
     write_figures(records, runs, root / "figures")
     write_page(records, runs, root / "tables", root / "figures", root / "report" / "index.html")
+    pages = {path.name: path.read_text() for path in (root / "report").iterdir()}
     return SimpleNamespace(
         root=root, records=records, runs=runs, tables=root / "tables", figures=root / "figures",
-        page=(root / "report" / "index.html").read_text(),
+        page=pages["index.html"], pages=pages,
     )  # fmt: skip
 
 
@@ -36,8 +37,9 @@ def synthetic():
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """The headline experiment: four arms, three seeds."""
-    return draw(tmp_path_factory.mktemp("drawn"))
+    """The headline experiment with predictions: four arms, three seeds."""
+    experiments = {"balance_window": synthetic_module.PREDICTED_EXPERIMENT}
+    return draw(tmp_path_factory.mktemp("drawn"), experiments=experiments)
 
 
 @pytest.fixture(scope="session")

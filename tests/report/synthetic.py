@@ -32,6 +32,28 @@ WINDOW_EXPERIMENT = Experiment(
     contrasts=(("global", "1 sequence"), ("4 sequences", "1 sequence"), ("hybrid", "global")),
 )
 
+PAIR = {"first": "global", "second": "1 sequence"}
+EXPECT = (
+    PAIR | {"claim": "The global batch has the lower loss.", "direction": "lower"},
+    PAIR | {"claim": "The global batch specialises less.", "direction": "lower", "measure": "divergence"},
+    {
+        "claim": "The hybrid equals global.",
+        "first": "hybrid",
+        "second": "global",
+        "direction": "equal",
+        "margin": 0.004,
+    },
+)
+PREDICTED_EXPERIMENT = Experiment.model_validate(
+    WINDOW_EXPERIMENT.model_dump()
+    | {
+        "paper": "Table 1, Table 2, Figure 2, Figure 4",
+        "expect": EXPECT,
+        "recovery": {"from": "1 sequence", "to": "global", "by": ["4 sequences", "hybrid"]},
+    }
+)
+"""The same with predictions: the first right, the second wrong, the third beyond what three seeds tell."""
+
 
 def run_config(fields, seed):
     """The resolved config of one synthetic arm."""

@@ -31,7 +31,7 @@ class Elements(HTMLParser):
 
 
 def test_nothing_is_loaded_from_elsewhere(drawn, hostile):
-    for page in (drawn.page, hostile.page):
+    for page in (*drawn.pages.values(), *hostile.pages.values()):
         elements = Elements(page)
         assert not elements.named("script", "iframe", "object", "embed")
         for tag, attributes in elements.found:
@@ -45,31 +45,37 @@ def test_nothing_is_loaded_from_elsewhere(drawn, hostile):
 
 
 def test_links_lead_to_the_data_behind_every_figure_and_copies_are_carried_along(drawn):
-    elements = Elements(drawn.page)
-    folder = drawn.root / "report"
-    ids = {attributes["id"] for _, attributes in elements.found if attributes.get("id")}
-    for link in elements.named("a"):
-        if link["href"].startswith("#"):
-            assert link["href"][1:] in ids
-        elif not link["href"].startswith("data:"):
-            assert (folder / unquote(link["href"])).exists()
-    carried = {link["download"]: link["href"] for link in elements.named("a") if "download" in link}
-    assert set(carried) == {path.name for path in drawn.tables.glob("*.csv")}
-    for name, source in carried.items():
-        assert base64.b64decode(source.split(",", 1)[1]) == (drawn.tables / name).read_bytes()
+    folder, all_carried = drawn.root / "report", set()
+    for page in drawn.pages.values():
+        elements = Elements(page)
+        ids = {attributes["id"] for _, attributes in elements.found if attributes.get("id")}
+        for link in elements.named("a"):
+            if link["href"].startswith("#"):
+                assert link["href"][1:] in ids
+            elif not link["href"].startswith("data:"):
+                name, _, part = unquote(link["href"]).partition("#")
+                assert (folder / name).exists()
+                assert not part or f'id="{part}"' in drawn.pages[name]
+        carried = {link["download"]: link["href"] for link in elements.named("a") if "download" in link}
+        for name, source in carried.items():
+            assert base64.b64decode(source.split(",", 1)[1]) == (drawn.tables / name).read_bytes()
+        all_carried |= set(carried)
+    assert all_carried == {path.name for path in drawn.tables.glob("*.csv")}
 
 
 def test_names_that_are_markup_show_as_text(hostile):
-    assert "<script" not in hostile.page
-    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in hostile.page
+    for page in hostile.pages.values():
+        assert "<script" not in page
+        assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
 
 
 def test_no_name_adds_an_element_or_an_attribute(hostile):
-    elements = Elements(hostile.page)
-    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
-    assert all(image["src"].startswith("data:image/svg+xml") for image in elements.named("img"))
-    assert "javascript:" not in "".join(attributes.get("href") or "" for _, attributes in elements.found)
-    assert "&#34;&gt;&lt;img src=x onerror=alert(1)&gt;" in hostile.page
+    for page in hostile.pages.values():
+        elements = Elements(page)
+        assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+        assert all(image["src"].startswith("data:image/svg+xml") for image in elements.named("img"))
+        assert "javascript:" not in "".join(attributes.get("href") or "" for _, attributes in elements.found)
+        assert "&#34;&gt;&lt;img src=x onerror=alert(1)&gt;" in page
 
 
 def infect(node, kept=()):
@@ -88,7 +94,7 @@ def test_no_text_of_any_record_adds_an_element(drawn, tmp_path):
     shutil.copytree(drawn.root, tmp_path / "copy")
     root = tmp_path / "copy"
     kept = {
-        "runs.json": ("schema", "runs", "axes", "contrasts"),
+        "runs.json": ("schema", "runs", "axes", "contrasts", "measure", "first", "second", "direction", "recovery"),
         "train.json": ("schema",),
         "evaluation.json": ("schema",),
         "latency.json": ("schema", "settings"),
@@ -97,17 +103,19 @@ def test_no_text_of_any_record_adds_an_element(drawn, tmp_path):
     for path in [path for path in root.rglob("*.json") if path.name in kept]:
         path.write_text(json.dumps(infect(json.loads(path.read_text()), kept[path.name])))
     write_page(root / "runs.json", root / "runs", root / "tables", root / "figures", root / "report" / "index.html")
-    page = (root / "report" / "index.html").read_text()
-    assert page.count("&lt;script&gt;alert(2)") > 100
-    clean, found = Elements(drawn.page), Elements(page)
-    # Every run is of other code now, which the page may mark.
-    assert [tag for tag, _ in found.found] == [tag for tag, _ in clean.found]
-    names = [{name for _, attributes in elements.found for name in attributes} for elements in (found, clean)]
-    assert names[0] == names[1]
+    for name, original in drawn.pages.items():
+        page = (root / "report" / name).read_text()
+        assert page.count("&lt;script&gt;alert(2)") > 50
+        clean, found = Elements(original), Elements(page)
+        # Every run is of other code now, which the page may mark.
+        assert [tag for tag, _ in found.found] == [tag for tag, _ in clean.found]
+        names = [{name for _, attributes in elements.found for name in attributes} for elements in (found, clean)]
+        assert names[0] == names[1]
 
 
-def test_the_page_is_marked_up_for_readers_of_every_kind(drawn):
-    elements = Elements(drawn.page)
+@pytest.mark.parametrize("name", ["index.html", "balance_window.html"])
+def test_the_page_is_marked_up_for_readers_of_every_kind(drawn, name):
+    elements = Elements(drawn.pages[name])
     assert elements.named("html")[0]["lang"] == "en"
     assert any(meta.get("name") == "viewport" for meta in elements.named("meta"))
     levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch(r"h\d", tag)]
@@ -121,12 +129,18 @@ def test_the_page_is_marked_up_for_readers_of_every_kind(drawn):
     assert len(ids) == len(set(ids))
 
 
-def test_every_figure_and_shown_table_is_on_the_page_once(drawn):
-    entries = json.loads((drawn.figures / "index.json").read_text())
-    images = Elements(drawn.page).named("img")
-    assert len(images) == len(entries)
+def test_every_figure_and_shown_table_is_on_its_experiments_page_once(drawn):
+    figures = json.loads((drawn.figures / "index.json").read_text())
     tables = [entry for entry in json.loads((drawn.tables / "index.json").read_text()) if entry.get("rows")]
-    assert len(Elements(drawn.page).named("table")) == len(tables) + 1  # and the list of runs
+    own = Elements(drawn.pages["balance_window.html"])
+    assert len(own.named("img")) == sum(entry["experiment"] == "balance_window" for entry in figures)
+    assert len(own.named("table")) == sum(entry["experiment"] == "balance_window" for entry in tables)
+    # The index repeats the headline: two figures and a table.
+    index = Elements(drawn.page)
+    assert len(index.named("img")) == sum(not entry["experiment"] for entry in figures) + 2
+    shown = [entry for entry in tables if not entry["experiment"] and entry["name"] != "predictions"]
+    verdicts = 3  # the predictions, one table for each verdict; all three occur
+    assert len(index.named("table")) == len(shown) + verdicts + 3  # the headline, the experiments, the runs
 
 
 def test_the_headline_says_what_the_interval_says(drawn, hostile):

@@ -53,7 +53,12 @@ rule report_page:
         tables="results/{scale}/tables",
         figures="results/{scale}/figures",
     output:
-        report("reports/{scale}/index.html", caption="../report/page.rst", category="Report"),
+        index=report("reports/{scale}/index.html", caption="../report/page.rst", category="Report"),
+        pages=report(
+            expand("reports/{{scale}}/{experiment}.html", experiment=PLAN.experiments),
+            caption="../report/page.rst",
+            category="Report",
+        ),
     log:
         "results/logs/report_page/{scale}.log",
     conda:
@@ -64,4 +69,4 @@ rule report_page:
         code=code_fingerprint(drawing=True),
     shell:
         "python -m moe report --records {input.runs} --tables {input.tables} --figures {input.figures}"
-        " --out {output} > {log} 2>&1"
+        " --out {output.index} > {log} 2>&1"

@@ -1,0 +1,186 @@
+"""Figures of the held-out loss: its curve over the balance window, and the difference of every arm to the reference."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from moe.report import claims, measures, paper, paper_effects, text
+from moe.report.records import Records
+from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, arm_styles, log2_axis
+
+
+def window_figure(
+    runs: pd.DataFrame,
+    curves: list[list[tuple[int, str]]],
+    others: dict[str, int],
+    reference: str,
+    styles: dict[str, ArmStyle],
+) -> Figure:
+    """Held-out loss against the balance window; beside it the paper's curve.
+
+    `curves`: (window, arm) of the arms that differ in their window alone; `others`: the remaining arms and the window
+    that they are drawn at.
+    """
+    figure = Figure(figsize=(WIDTH, 6.2))
+    ours, theirs = figure.subplots(2, 1, height_ratios=(3, 2))
+    placed = {arm: float(window) for curve in curves for window, arm in curve}
+    # Beside the curve, not on it.
+    placed |= {arm: window * 1.25 ** (1 + i) for i, (arm, window) in enumerate(others.items())}
+    losses = runs.pivot(index="seed", columns="arm", values="heldout_nats")
+    means = losses.mean()
+    for i, curve in enumerate(curves):
+        arms = [arm for _, arm in curve]
+        x = [placed[arm] for arm in arms]
+        for seed, row in losses[arms].iterrows():
+            label = "one seed" if i == 0 and seed == losses.index[0] else None
+            ours.plot(
+                x, row.to_numpy(), color="#b8b8b8", linewidth=0.9, marker=".", markersize=5, label=label, zorder=2
+            )
+        ours.plot(x, means[arms].to_numpy(), color="#444444", linewidth=1.6, zorder=3)
+    differences = measures.arm_differences(runs, "heldout_nats", [(arm, reference) for arm in placed])
+    for (arm, x), difference in zip(placed.items(), differences, strict=True):
+        style = styles[arm]
+        difference = None if arm == reference else difference
+        half = difference.high - difference.mean if difference and difference.high is not None else None
+        if arm in others:
+            ours.plot([x] * len(losses), losses[arm], color="#b8b8b8", linestyle="", marker=".", markersize=5, zorder=2)
+        ours.errorbar(
+            x, means[arm], yerr=half, color=style.colour, marker=style.marker, markersize=8, linestyle="",
+            capsize=4, linewidth=1.8, label=text.wrapped(arm), zorder=4,
+        )  # fmt: skip
+    log2_axis(ours, sorted({window for curve in curves for window, _ in curve} | set(others.values())))
+    ours.set_ylabel("held-out loss (nats/token)")
+    ours.set_xlabel("Balance BSZ (sequences)")
+    seeds = len(losses)
+    ours.set_title(
+        f"Measured: mean of {seeds} seeds, paired 95 % interval" if seeds > 1 else "Measured: one seed, no interval"
+    )
+    ours.legend(loc="best")
+
+    quoted = paper.window_curve()
+    plain, buffer = quoted[~quoted["buffer"]], quoted[quoted["buffer"]]
+    theirs.plot(plain["window"], plain["perplexity"], color=GREY, marker="o", label="LBL, synchronised above 4")
+    theirs.plot(
+        buffer["window"],
+        buffer["perplexity"],
+        color=GREY,
+        marker="s",
+        fillstyle="none",
+        linestyle="",
+        markersize=9,
+        label="LBL + buffer",
+    )
+    log2_axis(theirs, [2, 4, 8, 16, 32, 64, 128, 256, 512])
+    theirs.set_ylabel("Avg PPL")
+    theirs.set_xlabel("Balance BSZ (sequences)")
+    theirs.set_title("Quoted: the paper's Figure 2, 3.4B, one run each")
+    theirs.legend(loc="upper right")
+    return figure
+
+
+def forest_figure(runs: pd.DataFrame, reference: str, styles: dict[str, ArmStyle], quoted: pd.DataFrame) -> Figure:
+    """Paired difference of the held-out loss of every arm to the reference arm: one point a seed, mean and interval;
+    below, on the same axis, the effects that the paper prints."""
+    arms = list(styles)
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.4 * len(arms) + (0.8 + 0.3 * len(quoted)) * (len(quoted) > 0)))
+    heights = (len(arms) + 1, 0.75 * len(quoted) + 1)
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=heights) if len(quoted) else [figure.subplots()]
+    ours = panels[0]
+    losses = runs.pivot(index="seed", columns="arm", values="heldout_nats")
+    differences = measures.arm_differences(runs, "heldout_nats", [(arm, reference) for arm in arms])
+    for y, (arm, difference) in enumerate(zip(arms, differences, strict=True)):
+        style = styles[arm]
+        if arm == reference:
+            ours.plot(0, y, color=style.colour, marker=style.marker, markersize=8, linestyle="")
+            continue
+        seeds = (losses[arm] - losses[reference]).dropna()
+        ours.plot(seeds, [y] * len(seeds), color="#a8a8a8", marker=".", linestyle="", markersize=7)
+        if difference:
+            half = difference.high - difference.mean if difference.high is not None else None
+            ours.errorbar(
+                difference.mean, y, xerr=half, color=style.colour, marker=style.marker, markersize=8, linestyle="",
+                capsize=4, linewidth=1.8,
+            )  # fmt: skip
+    ours.set_yticks(range(len(arms)), [text.wrapped(f"{arm} (reference)" if arm == reference else arm) for arm in arms])
+    ours.set_ylim(len(arms) - 0.5, -0.5)
+    ours.set_ylabel("arm")
+    ours.set_title("Measured: arm minus reference")
+    if len(quoted):
+        panels[1].plot(quoted["nats"], range(len(quoted)), color=GREY, marker="d", linestyle="", markersize=6)
+        names = [f"{row.comparison} ({row.model.split('-')[0]}, {row.tokens})" for row in quoted.itertuples()]
+        panels[1].set_yticks(range(len(quoted)), names, fontsize=8)
+        panels[1].set_ylim(len(quoted) - 0.5, -0.5)
+        panels[1].set_title(text.wrapped(f"Quoted: the paper's {', '.join(quoted['item'].unique())}, one run each", 34))
+    for axes in panels:
+        axes.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
+    panels[-1].set_xlabel("difference of held-out loss (nats/token)")
+    panels[-1].locator_params(axis="x", nbins=6)
+    return figure
+
+
+def shown_styles(records: Records, experiment: str) -> tuple[dict[str, ArmStyle], str]:
+    """Styles of the arms that a figure has room for, and what its caption says where that is not all of them."""
+    styles, arms = arm_styles(measures.shown_arms(records, experiment)), records.arms(experiment)
+    chosen = "the reference, those of the contrasts and the lowest held-out losses"
+    return styles, f"Shown are {len(styles)} of {len(arms)} arms: {chosen}. " * (len(styles) < len(arms))
+
+
+def headline_drawing(records: Records, experiment: str) -> Drawing | None:
+    """The result of an experiment in one picture: a curve where the arms differ in their window, else differences."""
+    styles, room = shown_styles(records, experiment)
+    curves = [[place for place in curve if place[1] in styles] for curve in measures.window_groups(records, experiment)]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return _forest(records, experiment, "headline")
+    runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
+    drawn, others = {arm for curve in curves for _, arm in curve}, {}
+    for arm in styles:
+        run = next(iter(records.arms(experiment)[arm].values()))
+        if arm not in drawn and run.windows:
+            heaviest = max(zip(run.config.balance.terms, run.windows, strict=True), key=lambda pair: pair[0].weight)
+            others[arm] = heaviest[1]
+    caption = (
+        "Held-out loss, mean over domains, against the sequences that a balance loss pools its counts over. Grey: "
+        f"one line a seed. {_bars(runs, reference)}, around the mean. {room}Arms with several losses stand beside the "
+        "window of their heaviest. Lower panel: the printed points of the paper's curve, one run each. "
+        f"{text.paper_note(records.table.experiments[experiment].paper)}"
+    )
+    title, data = "Held-out loss and balance window", (f"{experiment}-runs", "paper")
+    figure = window_figure(runs, curves, others, reference, styles)
+    return Drawing("headline", experiment, "experiment", title, caption, _alt(records, experiment), data, figure)
+
+
+def forest_drawing(records: Records, experiment: str) -> Drawing | None:
+    """The differences to the reference arm, where the headline is the curve over the window."""
+    return _forest(records, experiment, "forest") if measures.window_groups(records, experiment) else None
+
+
+def _forest(records: Records, experiment: str, name: str) -> Drawing | None:
+    """Every arm's difference to the reference; None where it is the only arm."""
+    runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
+    styles, room = shown_styles(records, experiment)
+    if len(styles) == 1:
+        return None
+    paper_items = records.table.experiments[experiment].paper
+    quoted = paper_effects.effects(paper_items)
+    caption = (
+        f"Held-out loss, mean over domains, minus that of “{reference}”. Grey: one point a seed. "
+        f"{_bars(runs, reference)}, not adjusted for the number of arms. {room}"
+        + "Lower panel: ln of the ratio of two Avg PPL that the paper prints, on the same axis, without error bars. "
+        * (len(quoted) > 0)
+        + text.paper_note(paper_items)
+    )
+    data = (f"{experiment}-runs", "paper-effects") if len(quoted) else (f"{experiment}-runs",)
+    title = "Held-out loss of every arm, against the reference"
+    figure = forest_figure(runs, reference, styles, quoted)
+    return Drawing(name, experiment, "experiment", title, caption, _alt(records, experiment), data, figure)
+
+
+def _bars(runs: pd.DataFrame, reference: str) -> str:
+    seeds = runs["seed"].nunique()
+    if seeds == 1:
+        return "One seed: no interval"
+    return f"Bars: 95 % t interval of the difference to “{reference}”, paired over {text.seeds(seeds)}"
+
+
+def _alt(records: Records, experiment: str) -> str:
+    return " ".join(claims.contrast_sentences(records, experiment)[: measures.MOST_ARMS])
