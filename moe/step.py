@@ -193,7 +193,10 @@ class Step:
         self.pool.begin([*totals, window_sequences(bias, settings.train)] if bias else totals)
         if self.pool.needs_counting():
             for i, share in enumerate(shares):
-                self.pool.count(i, self.objective.count(*share))
+                # In the arithmetic of the forward pass, which may choose other experts.
+                with self.accelerator.autocast():
+                    counts_LSE = self.objective.count(*share)
+                self.pool.count(i, counts_LSE)
             self.pool.finish_counting()
         stopwatch.lap("sync")
         meter = _Meter(settings.train.micro_sequences, self.capacity) if measure else None

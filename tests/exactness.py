@@ -141,10 +141,15 @@ def curve(config: RunConfig, *, sizes: tuple[tuple[int, ...], ...], steps: int) 
 
 
 def make_step(
-    config: RunConfig, *, sizes: tuple[tuple[int, ...], ...], dtype: torch.dtype, checkpointing: bool = False
+    config: RunConfig,
+    *,
+    sizes: tuple[tuple[int, ...], ...],
+    dtype: torch.dtype,
+    checkpointing: bool = False,
+    mixed_precision: str = "no",
 ) -> Step:
     """A step of this process's share of the split, with a fresh model."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision=mixed_precision)
     objective = fresh_objective(config, dtype)
     if checkpointing:
         objective.model.activation_checkpointing_enable({"use_reentrant": False})

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -188,3 +189,23 @@ def test_a_step_that_is_not_measured_reads_no_value_beyond_what_the_stock_model_
     with HostReads() as measured:
         step(2, tokens, watch, measure=True)
     assert measured.count > ours.count
+
+
+def test_counting_passes_choose_the_experts_of_the_forward_passes_under_bf16() -> None:
+    config = exactness.run_config([{"window": 12, "weight": WEIGHT}])
+    AcceleratorState._reset_state()  # one process has one precision
+    try:
+        step = exactness.make_step(config, sizes=((6,), (6,)), dtype=torch.float32, mixed_precision="bf16")
+        with torch.no_grad():
+            for parameter in step.objective.parameters():
+                parameter.mul_(8 if parameter.ndim > 1 else 1)  # layers that matter: rounding moves choices
+        counted, trained, count = [], [], step.objective.count
+        step.objective.count = lambda *share: counted.append(count(*share)) or counted[-1]
+        step.prepared.register_forward_hook(lambda _module, _inputs, output: trained.append(output[1][0]))
+        for seed in range(4):
+            tokens, _ = exactness.batch(seed, padded=False)
+            step.accumulate(0, tokens, Stopwatch(step.accelerator.device, measure=False))
+    finally:
+        AcceleratorState._reset_state()
+    assert len(counted) == len(trained) == 8
+    assert torch.equal(torch.stack(counted), torch.stack(trained))
