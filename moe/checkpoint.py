@@ -6,27 +6,40 @@ far. A file that does not match its name is passed over with a warning, and the 
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe.provenance import complete_file, sha256_of
+from moe.shard import fill, like, whole
 
 KEEP = 2
 STATE = "state"
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Tensor],
+    *,
+    writes: bool = True,
 ) -> None:
     """Write weights, optimizer and what else is carried over after `step` steps, then drop all but the last `KEEP`
-    checkpoints."""
+    checkpoints. Every process of a divided training makes this call, and one of them `writes`."""
     tensors = {f"{STATE}.{name}": value for name, value in state.items()}
-    tensors |= {f"model.{name}": value.detach() for name, value in _parameters(model).items()}
     for name, parameter in _parameters(model).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+        values = {"model": parameter.detach(), **optimizer.state.get(parameter, {})}
+        for key, value in values.items():
+            joined = whole(torch.as_tensor(value))
+            if writes:
+                tensors[f"{key}.{name}"] = joined.cpu()
+    if not writes:
+        return
     with complete_file(folder / "new.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
         final = folder / f"{step:08d}-{sha256_of(temporary)[:16]}.safetensors"
@@ -40,22 +53,29 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     there is none."""
     for path in _checkpoints(folder):
         if sha256_of(path)[:16] == path.stem.split("-")[1]:
-            return int(path.stem.split("-")[0]), _restore(load_file(path), model, optimizer)
+            with safe_open(path, "pt") as file:
+                return int(path.stem.split("-")[0]), _restore(file, model, optimizer)
         print(f"warning: {path} is damaged; training continues from the checkpoint before it", file=sys.stderr)
     return 0, {}
 
 
-def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _restore(file: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Tensor by tensor, so that the processes of a divided training never hold all of them."""
     parameters = _parameters(model)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"model.{name}"])
+    for name, parameter in parameters.items():
+        fill(parameter, file.get_tensor(f"model.{name}"))
     names = {parameter: name for name, parameter in parameters.items()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    keys = {key.split(".", 1)[0] for key in tensors} - {"model", STATE}
-    state = {i: {key: tensors[f"{key}.{names[p]}"] for key in keys} for i, p in enumerate(ordered)}
+    keys = {key.split(".", 1)[0] for key in file.keys()} - {"model", STATE}  # noqa: SIM118
+
+    def moments(parameter: nn.Parameter) -> dict[str, Tensor]:
+        values = {key: file.get_tensor(f"{key}.{names[parameter]}") for key in keys}
+        return {key: like(parameter, value) if value.ndim else value for key, value in values.items()}
+
+    state = {i: moments(parameter) for i, parameter in enumerate(ordered)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{STATE}.")}
+    carried = [key for key in file.keys() if key.startswith(f"{STATE}.")]  # noqa: SIM118
+    return {key.split(".", 1)[1]: file.get_tensor(key) for key in carried}
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

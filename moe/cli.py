@@ -92,6 +92,11 @@ def train(args: argparse.Namespace) -> int | None:
             launch.leave_blame()
             raise
         return None
+    if hardware.nodes > 1:
+        raise ConfigError(
+            f"hardware.nodes ({hardware.nodes}): the processes of several machines are started by "
+            "profiles/slurm/start.sh (docs/clusters.md)"
+        )
     run, folder = args.config.parent.name, args.config.parent
     lock = args.state.with_name(f"{args.state.name}.lock")
     with exclusive(lock, waiting=f"another process trains {run}; waiting for it to end") as (held, waited):

@@ -330,9 +330,9 @@ def check_split(train: TrainConfig, processes: int) -> None:
     passes = -(-train.batch_sequences // (train.pass_sequences * processes))
     if train.batch_sequences < passes * processes:
         raise ConfigError(
-            f"train.batch_sequences ({train.batch_sequences}) cannot be shared out over hardware.processes "
-            f"({processes}) in {passes} passes of at most train.sequences_per_pass ({train.pass_sequences}): "
-            "take fewer processes or larger passes"
+            f"train.batch_sequences ({train.batch_sequences}) cannot be shared out over hardware.nodes x "
+            f"hardware.processes ({processes}) in {passes} passes of at most train.sequences_per_pass "
+            f"({train.pass_sequences}): take fewer processes or larger passes"
         )
 
 

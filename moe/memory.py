@@ -39,6 +39,9 @@ RESERVE_BYTES = 256 * MB
 """Memory of the machine that no job is given."""
 
 
+ALONE = {"processes": 1, "nodes": 1, "shard": False}
+
+
 def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     """Peak resident memory of one process of a training run.
 
@@ -49,8 +52,8 @@ def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     """
     train, vocab_bytes = config.train, 4 * config.data.vocab_size * config.model.hidden_size
     parameters = 4 * num_parameters(config)[0]
-    passes = -(-train.batch_sequences // (train.pass_sequences * hardware.processes))
-    tokens = -(-train.batch_sequences // (passes * hardware.processes)) * config.data.sequence_length
+    passes = -(-train.batch_sequences // (train.pass_sequences * hardware.ranks))
+    tokens = -(-train.batch_sequences // (passes * hardware.ranks)) * config.data.sequence_length
     kept, recomputed, working = _layer_bytes(config)
     layers, final_norm = config.model.num_layers * kept, 4 * 4 * config.model.hidden_size
     # The loss holds its targets' hidden states, a chunk of logits and as much again at work, and two gradients of the
@@ -65,7 +68,7 @@ def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     )
     activations = tokens * (layers + recomputed + working)
     holes = HOLES * activations + min(activations / 2, KEPT_BYTES)
-    fixed = TRAINING_BYTES + 3 * parameters + (parameters if hardware.processes > 1 else 0)
+    fixed = TRAINING_BYTES + 3 * parameters + (parameters if hardware.ranks > 1 else 0)
     if train.precision == "bf16":
         fixed += 2 * 4 * config.model.hidden_size**2 * config.model.num_layers  # autocast's copies of q, k, v and o
     return int(fixed + live + holes)
@@ -111,12 +114,12 @@ def estimators_bytes(config: RunConfig, scale: Scale) -> int:
     """Peak of the comparison of estimators: one process, whose passes take up to the whole batch and keep all of it."""
     whole = {"sequences_per_pass": config.train.batch_sequences, "activation_checkpointing": False}
     config = config.model_copy(update={"train": config.train.model_copy(update=whole)})
-    return peak_bytes(config, scale.hardware.model_copy(update={"processes": 1}))
+    return peak_bytes(config, scale.hardware.model_copy(update=ALONE))
 
 
 def latency_bytes(configs: Sequence[RunConfig], scale: Scale) -> int:
     """Peak of timing runs side by side in one process: each holds two loaded models and the moments of one."""
-    alone = scale.hardware.model_copy(update={"processes": 1})
+    alone = scale.hardware.model_copy(update=ALONE)
     weights = [4 * num_parameters(config)[0] for config in configs]
     steps = [peak_bytes(config, alone) - 3 * size for config, size in zip(configs, weights, strict=True)]
     return max(steps) + (2 * LOADED + 2) * sum(weights)

@@ -62,7 +62,11 @@ class HardwareConfig(Settings):
     """How the runs use the machine; nothing here changes what is trained."""
 
     processes: int = Field(default=1, ge=1)
-    """Processes of one training run, on one machine; they train together through Accelerate."""
+    """Processes of one training run on each of its machines; they train together through Accelerate."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines of one training run; more than one are started by `profiles/slurm/start.sh` (docs/clusters.md)."""
+    shard: bool = False
+    """Divide weights, gradients and optimizer over all processes (FSDP2), instead of keeping them whole in each."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one process."""
     compile: bool = False
@@ -79,6 +83,20 @@ class HardwareConfig(Settings):
     ) = None
     """Accelerate tracker that also receives the metrics; its package is yours to install. Trackers that write files
     write below `results/runs/<run>/tracker`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "HardwareConfig":
+        if self.shard and self.ranks == 1:
+            raise ValueError(
+                "hardware.shard divides a training over hardware.nodes x hardware.processes, which is 1: raise one of "
+                "them or unset shard"
+            )
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes of one training run, on all machines."""
+        return self.nodes * self.processes
 
 
 class Scale(Settings):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from moe.balance.capacity import Capacity, dropped_share
@@ -23,6 +24,7 @@ from moe.config import BalanceTerm, RunConfig, TrainConfig, check_split, window_
 from moe.model.build import routers
 from moe.model.objective import Objective
 from moe.model.router import follow_positions
+from moe.shard import whole
 
 # L layers, B sequences of the batch, S sequences of a pass, N tokens of a sequence, W windows, E experts
 
@@ -145,7 +147,8 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.train.gradient_clip)
-        nonfinite = 1 - torch.as_tensor(norm).isfinite().float()
+        norm = whole(torch.as_tensor(norm))
+        nonfinite = 1 - norm.isfinite().float()
         if self.skip_nonfinite:
             self._nonfinite = nonfinite
             self.skipped = self.skipped + nonfinite
@@ -202,8 +205,11 @@ class Step:
         meter = _Meter(settings.train.micro_sequences, self.capacity) if measure else None
         for i, share in enumerate(shares):
             last = i == self.layout.num_passes - 1
-            with self.accelerator.no_sync(self.prepared) if not last else nullcontext():
-                nats, statistics = self.prepared(*share)
+            # A divided training keeps no whole gradients: it adds up the parts of every pass.
+            alone = not last and not isinstance(self.prepared, FSDPModule)
+            with self.accelerator.no_sync(self.prepared) if alone else nullcontext():
+                with self.accelerator.autocast():
+                    nats, statistics = self.prepared(*share)
                 statistics = Statistics(*statistics)
                 stopwatch.lap("forward")
                 counts = self.pool.counts(i, statistics.counts_LSE)

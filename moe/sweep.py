@@ -243,8 +243,8 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
         if isinstance(domain.source, PipSource):
             corpus(domain.source)
     try:
-        check_split(config.train, scale.hardware.processes)
-        check_capacity(config, scale.hardware.processes)
+        check_split(config.train, scale.hardware.ranks)
+        check_capacity(config, scale.hardware.ranks)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     balance = config.balance

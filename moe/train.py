@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 
 from moe import provenance
 from moe.checkpoint import load_checkpoint, save_checkpoint
@@ -29,6 +30,7 @@ from moe.model.objective import Objective
 from moe.progress import Progress
 from moe.scale import HardwareConfig
 from moe.settings import ConfigError, digest
+from moe.shard import divide, joined_weights
 from moe.speed import compile_layers, keep_memory
 from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer, split_batch
 
@@ -57,6 +59,8 @@ def train(
     accelerator = Accelerator(
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         log_with=hardware.tracker,
+        # Copies of the weights of all layers would outlive the layers that were put together for them.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=not hardware.shard)],
         project_dir=str(run_folder / "tracker"),
     )
     if hardware.tracker and not accelerator.log_with:
@@ -64,20 +68,13 @@ def train(
     layout = split_batch(settings, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
     check_capacity(config, accelerator.num_processes)
     batches = TrainingBatches(config, data_folder)
-    model = build_model(
-        config.model,
-        vocab_size=config.data.vocab_size,
-        max_tokens=config.data.sequence_length,
-        seed=config.seed,
-        forced=config.balance.forced,
-    )
-    if settings.activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    objective = Objective(model.to(accelerator.device)).train()
+    objective = _objective(config, accelerator, shard=hardware.shard)
     optimizer = make_optimizer(settings, objective)
     first_step, state = load_checkpoint(state_folder, objective, optimizer)
-    compiled = hardware.compile and compile_layers(model)
-    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    compiled = hardware.compile and compile_layers(objective.model)
+    prepared, prepared_optimizer = objective, optimizer
+    if not hardware.shard:
+        prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     step_once = Step(
         config,
         objective=objective,
@@ -95,6 +92,8 @@ def train(
     progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
     stop = Deferred()
     keep_memory()
+    writes = accelerator.is_main_process
+    saves = writes or hardware.shard  # of a divided training every process has a part
 
     for step in range(first_step, settings.steps):
         done = step + 1
@@ -106,8 +105,8 @@ def train(
         try:
             metrics = step_once(step, tokens_BN, stopwatch, measure=measure, record=save)
         except NonFiniteError as error:
-            if accelerator.is_main_process:
-                save_checkpoint(state_folder, error.step, objective, optimizer, step_once.state)
+            if saves:
+                save_checkpoint(state_folder, error.step, objective, optimizer, step_once.state, writes=writes)
             found = locate(objective, batches.tokens(error.step), batches.domains(error.step))
             accelerator.wait_for_everyone()
             raise ConfigError(
@@ -123,14 +122,28 @@ def train(
                 log.write({**head, **metrics, "seconds": stopwatch.seconds})
                 if save:
                     log.counts.add(done, step_once.pool.totals(1))
-            if save or stop.requested:
-                save_checkpoint(state_folder, done, objective, optimizer, step_once.state)
-            if stop.requested:
+        stopping = stop.requested
+        if hardware.shard:  # only the first process is told, and all have to save
+            stopping = bool(accelerator.reduce(torch.tensor(float(stopping), device=accelerator.device)) > 0)
+        if saves and (save or stopping):
+            save_checkpoint(state_folder, done, objective, optimizer, step_once.state, writes=writes)
+        if stopping:
+            if progress is not None:
                 progress.close()
-                raise Stopped(signal.SIGTERM, f"terminated after step {done} of {settings.steps}")
+            raise Stopped(signal.SIGTERM, f"terminated after step {done} of {settings.steps}")
+    weights = joined_weights(objective.model, keeps=writes) if hardware.shard else None
     if log is not None and progress is not None:
         progress.close()
-        _finish(step_once, log, batches, run=run, data_folder=data_folder, run_folder=run_folder, compiled=compiled)
+        _finish(
+            step_once,
+            log,
+            batches,
+            run=run,
+            data_folder=data_folder,
+            run_folder=run_folder,
+            weights=weights,
+            compiled=compiled,
+        )
         provenance.remove_folder(state_folder)
     stop.release()
     # DDP goes before its process group: as the group's last owner it would wait, with the interpreter's lock held, for
@@ -138,6 +151,29 @@ def train(
     del prepared, prepared_optimizer, step_once
     accelerator.free_memory()
     accelerator.end_training()
+
+
+def _objective(config: RunConfig, accelerator: Accelerator, *, shard: bool) -> Objective:
+    """The run's model at its start, on the accelerator's device; with `shard` divided over all processes."""
+
+    def build() -> Objective:
+        model = build_model(
+            config.model,
+            vocab_size=config.data.vocab_size,
+            max_tokens=config.data.sequence_length,
+            seed=config.seed,
+            forced=config.balance.forced,
+        )
+        if config.train.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        return Objective(model).train()
+
+    if not shard:
+        return build().to(accelerator.device)
+    with torch.device("meta"):
+        objective = build()
+    divide(objective, build() if accelerator.is_main_process else None, accelerator.device)
+    return objective
 
 
 class _Log:
@@ -181,12 +217,20 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _finish(
-    step: Step, log: _Log, batches: TrainingBatches, *, run: str, data_folder: Path, run_folder: Path, compiled: bool
+    step: Step,
+    log: _Log,
+    batches: TrainingBatches,
+    *,
+    run: str,
+    data_folder: Path,
+    run_folder: Path,
+    weights: dict[str, torch.Tensor] | None,
+    compiled: bool,
 ) -> None:
     """Write the run's outputs, `train.json` last."""
     config, model = step.config, step.objective.model
     with provenance.complete_folder(run_folder / "model") as folder:
-        save_model(model, folder)
+        save_model(model, folder, weights)
         shutil.copytree(data_folder / "tokenizer", folder, dirs_exist_ok=True)
     curve = [{key: value for key, value in line.items() if key not in TIMES} for line in log.lines]
     speed = [{key: line[key] for key in ("step", *TIMES)} for line in log.lines]

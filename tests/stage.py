@@ -40,12 +40,12 @@ def wait_until(happened: Callable[[], object], process: "subprocess.Popen[str]")
     raise AssertionError("it did not happen in a minute")
 
 
-def training(folder: Path, packed: Path, config: RunConfig, processes: int = 1) -> list[object]:
+def training(folder: Path, packed: Path, config: RunConfig, processes: int = 1, *, shard: bool = False) -> list[object]:
     """Arguments of a training in `folder`."""
     run = folder / "run"
     run.mkdir(parents=True)
     (run / "config.json").write_text(config.model_dump_json())
-    hardware = json.dumps({"log_every": 4, "checkpoint_every": 4, "processes": processes})
+    hardware = json.dumps({"log_every": 4, "checkpoint_every": 4, "processes": processes, "shard": shard})
     where = ["--config", run / "config.json", "--data", packed, "--state", folder / "state"]
     return ["train", *where, "--hardware", hardware]
 

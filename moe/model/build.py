@@ -115,10 +115,13 @@ def load_model(folder: Path) -> PreTrainedModel:
     return model
 
 
-def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Write a plain transformers checkpoint. Stock models ignore what they do not know: selection biases, which lie
-    beside it, and a gate that is not softmax and routing by position, which its `config.json` names."""
-    model.save_pretrained(folder)
+def save_model(model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a plain transformers checkpoint, of `weights` where the model is divided and holds only a part.
+
+    Stock models ignore what they do not know: selection biases, which lie beside it, and a gate that is not softmax and
+    routing by position, which its `config.json` names.
+    """
+    model.save_pretrained(folder, state_dict=weights)
     biases = {str(i): router.bias for i, router in enumerate(routers(model)) if router.bias is not None}
     if biases:
         save_file(biases, folder / BIAS_FILE)

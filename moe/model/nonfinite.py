@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from moe.balance.losses import load_balancing_loss, z_loss
 from moe.model.objective import Objective
+from moe.shard import whole
 
 # B sequences of the batch, N tokens of a sequence, L layers, W windows, E experts
 
@@ -27,7 +28,7 @@ def locate(objective: Objective, tokens_BN: np.ndarray, domains_B: Sequence[str]
         if place := _forward_place(objective, tokens_N[None]):
             found.setdefault(place, []).append(domain)
             continue
-        sizes = {name: p.grad.abs().max() for name, p in objective.named_parameters() if p.grad is not None}
+        sizes = {name: whole(p.grad).abs().max() for name, p in objective.named_parameters() if p.grad is not None}
         if bad := [_layer_of(name) for name, size in sizes.items() if not size.isfinite()]:
             # The backward pass meets the last layer first.
             found.setdefault(f"the gradient of {bad[-1]}", []).append(domain)

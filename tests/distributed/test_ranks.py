@@ -15,11 +15,11 @@ from tests.conftest import tiny_config
 REPOSITORY = Path(__file__).parents[2]
 
 
-def curve(config, packed: Path, folder: Path, processes: int) -> list[dict]:
-    """Train in so many processes; the lines of `train.jsonl`."""
+def curve(config, packed: Path, folder: Path, processes: int, *, shard: bool = False) -> list[dict]:
+    """Train in so many processes, perhaps divided over them; the lines of `train.jsonl`."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.model_dump_json())
-    hardware = json.dumps({"processes": processes, "log_every": 4, "checkpoint_every": 6})
+    hardware = json.dumps({"processes": processes, "log_every": 4, "checkpoint_every": 6, "shard": shard})
     command = [sys.executable, "-m", "moe", "train", "--config", str(folder / "config.json"), "--data", str(packed)]
     result = subprocess.run(
         [*command, "--state", str(folder / "state"), "--hardware", hardware],
