@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from moe.config import RunConfig
-from moe.memory import MB, estimators_bytes, evaluate_bytes, latency_bytes, requested_mb, train_bytes
+from moe.memory import MB, estimators_bytes, evaluate_bytes, gpu_bytes, latency_bytes, requested_mb, train_bytes
 from moe.settings import ConfigError
 from moe.size import num_parameters
 from moe.sweep import Plan
 
+GB = 10**9
 BYTES_PER_PARAMETER = 4 + 12  # the model in fp32, and the resumable state: weights and AdamW's two moments
 
 
@@ -24,6 +25,8 @@ class Cost:
     """Peak memory of the largest training run, all of its processes."""
     side_by_side: int
     """Training runs that cores and memory allow at a time."""
+    gpu_bytes: int
+    """Peak memory of one GPU of the largest training run, where the scale is made for GPUs."""
     disk_bytes: int
     """Checkpoints, resumable state and packed tokens; downloads are not counted."""
 
@@ -46,6 +49,7 @@ def estimate(plan: Plan, *, cores: int, memory_mb: int | None) -> Cost:
         hours=tokens / hardware.tokens_per_second / parallel / 3600,
         run_bytes=run_bytes,
         side_by_side=parallel,
+        gpu_bytes=max(gpu_bytes(config, hardware) for config in plan.configs.values()) if hardware.gpu_gb else 0,
         disk_bytes=checkpoints + 2 * packed,
     )
 
@@ -53,6 +57,18 @@ def estimate(plan: Plan, *, cores: int, memory_mb: int | None) -> Cost:
 def num_tokens(config: RunConfig) -> int:
     """Tokens that one run trains on."""
     return config.train.steps * config.train.batch_sequences * config.data.sequence_length
+
+
+def check_gpus(plan: Plan) -> None:
+    """Raise `ConfigError` for the first run that needs more of a GPU than `hardware.gpu_gb`."""
+    hardware = plan.scale.hardware
+    for run, config in plan.configs.items():
+        if hardware.gpu_gb and (needed := gpu_bytes(config, hardware)) > hardware.gpu_gb * GB:
+            raise ConfigError(
+                f"training {run} needs about {needed / GB:,.0f} GB of each GPU and hardware.gpu_gb is "
+                f"{hardware.gpu_gb:g}: lower train.sequences_per_pass, set train.activation_checkpointing, or set "
+                "hardware.shard with more hardware.nodes"
+            )
 
 
 def check_memory(plan: Plan, limit_mb: int) -> None:
@@ -67,12 +83,12 @@ def check_memory(plan: Plan, limit_mb: int) -> None:
             evaluation = scale.evaluation.model_copy(update={"batch_size": 1})
             least = evaluate_bytes(config, scale.model_copy(update={"evaluation": evaluation}))
             raise _refusal(f"evaluating {run}", needed, least, "evaluation.batch_size", limit_mb)
-    if (needed := estimators_bytes(plan.configs[plan.widest], scale)) > limit:
+    if scale.estimators and (needed := estimators_bytes(plan.configs[plan.widest], scale)) > limit:
         least = estimators_bytes(_trained(plan.configs[plan.widest], batch_sequences=1), scale)
         what = f"comparing estimators on {plan.widest}, with the whole batch in one pass,"
         raise _refusal(what, needed, least, "train.batch_sequences", limit_mb)
     timed = [plan.configs[run] for run in plan.timed]
-    if (needed := latency_bytes(timed, scale)) > limit:
+    if timed and (needed := latency_bytes(timed, scale)) > limit:
         least = max(latency_bytes([config], scale) for config in timed)
         raise _refusal(f"timing {len(timed)} runs in one process", needed, least, "the number of arms", limit_mb)
 
@@ -95,18 +111,22 @@ def describe(plan: Plan, cost: Cost) -> str:
     speed = f"{plan.scale.hardware.tokens_per_second:,.0f} tokens/s per run"
     models = ", ".join(f"{_short(total)} parameters ({_short(active)} active)" for total, active in sizes[:3])
     together = f"{cost.side_by_side} runs side by side" if cost.side_by_side > 1 else "one run at a time"
-    return "\n".join(
-        (
-            f"scale {plan.name}: {plan.scale.description}",
-            f"  experiments  {', '.join(plan.experiments)}",
-            f"  runs         {cost.runs}, seeds {', '.join(map(str, max(plan.seeds_of.values(), key=len)))}",
-            f"  model        {models}{', ...' if len(sizes) > 3 else ''}",
-            f"  tokens       {_short(cost.tokens)} in all",
-            f"  hours        {cost.hours:.2f} of training at {speed} (estimated)",
-            f"  memory       {cost.run_bytes / MB:,.0f} MB per run at most, {together} (estimated)",
-            f"  disk         {_short(cost.disk_bytes)}B (estimated)",
-        )
-    )
+    lines = [
+        f"scale {plan.name}: {plan.scale.description}",
+        f"  experiments  {', '.join(plan.experiments)}",
+        f"  runs         {cost.runs}, seeds {', '.join(map(str, max(plan.seeds_of.values(), key=len)))}",
+        f"  model        {models}{', ...' if len(sizes) > 3 else ''}",
+        f"  tokens       {_short(cost.tokens)} in all",
+        f"  hours        {cost.hours:,.2f} of training at {speed} (estimated)",
+        f"  memory       {cost.run_bytes / MB:,.0f} MB per run at most, {together} (estimated)",
+        f"  disk         {_short(cost.disk_bytes)}B (estimated)",
+    ]
+    if gpu_gb := plan.scale.hardware.gpu_gb:
+        ranks = plan.scale.hardware.ranks
+        hours = cost.tokens / plan.scale.hardware.tokens_per_second / 3600 * ranks
+        each = f"{cost.gpu_bytes / GB:,.0f} of {gpu_gb:g} GB"
+        lines.append(f"  GPUs         {ranks} per run, {each} on each; {hours:,.0f} GPU-hours in all (estimated)")
+    return "\n".join(lines)
 
 
 def _short(number: float) -> str:

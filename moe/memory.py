@@ -53,7 +53,7 @@ def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     train, vocab_bytes = config.train, 4 * config.data.vocab_size * config.model.hidden_size
     parameters = 4 * num_parameters(config)[0]
     passes = -(-train.batch_sequences // (train.pass_sequences * hardware.ranks))
-    tokens = -(-train.batch_sequences // (passes * hardware.ranks)) * config.data.sequence_length
+    tokens = _pass_tokens(config, hardware)
     kept, recomputed, working = _layer_bytes(config)
     layers, final_norm = config.model.num_layers * kept, 4 * 4 * config.model.hidden_size
     # The loss holds its targets' hidden states, a chunk of logits and as much again at work, and two gradients of the
@@ -105,9 +105,46 @@ def _layer_bytes(config: RunConfig) -> tuple[int, int, int]:
 
 
 def train_bytes(config: RunConfig, scale: Scale) -> int:
-    """Peak of all processes of a training run. One that goes on also maps its checkpoint, in pages that the kernel can
-    take back."""
-    return scale.hardware.processes * peak_bytes(config, scale.hardware)
+    """Peak of all processes of a training run on one machine. One that goes on also maps its checkpoint, in pages that
+    the kernel can take back. Where GPUs train, the machine holds libraries and, in its first process, a checkpoint."""
+    hardware = scale.hardware
+    if hardware.gpu_gb:
+        return hardware.processes * HOST_BYTES + 12 * num_parameters(config)[0]
+    return hardware.processes * peak_bytes(config, hardware)
+
+
+GPU_BYTES = 2_000 * MB
+"""Assumed, not measured: a process's context on its GPU and the buffers of its collectives."""
+HOST_BYTES = 4_000 * MB
+"""Assumed, not measured: what a process that trains on a GPU holds of the machine's memory."""
+GATHERED_LAYERS = 2
+"""Layers of a divided training that are whole at a time: one at work, the next on its way."""
+
+
+def gpu_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
+    """Peak memory of one GPU that trains the run, estimated and not measured.
+
+    16 bytes per parameter for weight, gradient and moments, divided or whole, + activations as on the CPU + what a
+    divided training puts together.
+    """
+    total, tokens = num_parameters(config)[0], _pass_tokens(config, hardware)
+    vocab = config.data.vocab_size * config.model.hidden_size
+    kept, recomputed, working = _layer_bytes(config)
+    activations = tokens * (config.model.num_layers * kept + recomputed + working)
+    if hardware.shard:
+        layer = (total - vocab) // config.model.num_layers
+        gathered = 4 * (GATHERED_LAYERS * layer + layer + 2 * vocab)  # weights, and the gradient of one
+        parameters = 16 * total // hardware.ranks + gathered
+    else:
+        parameters = (16 if hardware.ranks == 1 else 20) * total  # several processes hold buckets of gradients too
+    logits = 2 * 4 * min(LOSS_TOKENS, tokens) * config.data.vocab_size
+    return GPU_BYTES + parameters + activations + logits
+
+
+def _pass_tokens(config: RunConfig, hardware: HardwareConfig) -> int:
+    """Tokens of the largest forward pass of one process."""
+    passes = -(-config.train.batch_sequences // (config.train.pass_sequences * hardware.ranks))
+    return -(-config.train.batch_sequences // (passes * hardware.ranks)) * config.data.sequence_length
 
 
 def estimators_bytes(config: RunConfig, scale: Scale) -> int:

@@ -10,19 +10,18 @@ from moe.settings import ConfigError
 OF_RUN = (
     "config.json", "train.json", "train.jsonl", "speed.jsonl", "counts.parquet", "evaluation.json", "routing.parquet",
 )  # fmt: skip
-OF_SCALE = ("runs.json", "latency.json")
-OPTIONAL = "estimators.json"
+OPTIONAL = ("latency.json", "estimators.json")  # a scale may leave them out
 
 
 def copy_records(table: Path, runs: Path, out: Path) -> None:
     """Copy `table`, the records beside it and those of its runs to `out`, in place of earlier ones.
 
-    The runs lie in `out`/runs/<run>/ then. Raises `ConfigError` if a record is missing; that of the estimators may be.
+    The runs lie in `out`/runs/<run>/ then. Raises `ConfigError` if a record of a run is missing.
     """
     if not table.is_file():
         raise ConfigError(f"{table}: missing; run the scale first")
     names = {row["run"] for row in json.loads(table.read_text(encoding="utf-8"))["runs"]}
-    of_scale = [*OF_SCALE, *([OPTIONAL] if (table.parent / OPTIONAL).exists() else [])]
+    of_scale = ["runs.json", *(file for file in OPTIONAL if (table.parent / file).exists())]
     copies = {table.parent / file: Path(file) for file in of_scale}
     copies |= {runs / name / file: Path("runs", name, file) for name in sorted(names) for file in OF_RUN}
     with complete_folder(out) as temporary:

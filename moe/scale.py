@@ -72,8 +72,11 @@ class HardwareConfig(Settings):
     compile: bool = False
     """Let torch compile the layers: faster steps, for some seconds at the start of a run and a minute at that of the
     first. Where no C++ compiler works, the log says so and the layers stay as they are."""
+    gpu_gb: float | None = Field(default=None, gt=0)
+    """Memory of one GPU in GB, for a scale that is made for GPUs, one per process: the plan says what a run takes of
+    it, and refuses a run that takes more."""
     tokens_per_second: float = Field(default=10_000, gt=0)
-    """Training speed of one run that the plan's hours are estimated with."""
+    """Training speed of one run, on all of its processes, that the plan's hours are estimated with."""
     log_every: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of `train.jsonl`."""
     checkpoint_every: int = Field(default=100, ge=1)
@@ -113,8 +116,10 @@ class Scale(Settings):
     train: TrainConfig = TrainConfig()
     balance: BalanceConfig = BalanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    latency: LatencyConfig = LatencyConfig()
-    estimators: EstimatorsConfig = EstimatorsConfig()
+    latency: LatencyConfig | None = LatencyConfig()
+    """Null leaves it out: it runs in one process, which a large model may not fit."""
+    estimators: EstimatorsConfig | None = EstimatorsConfig()
+    """Null leaves it out: it runs in one process, which a large model may not fit."""
     hardware: HardwareConfig = HardwareConfig()
 
 

@@ -87,7 +87,10 @@ class Plan:
 
     @cached_property
     def timed(self) -> list[str]:
-        """Runs whose latency is measured: at the first seed every arm, or as many as `latency.arms` allows."""
+        """Runs whose latency is measured: at the first seed every arm, or as many as `latency.arms` allows; none where
+        `latency` is null."""
+        if not self.scale.latency:
+            return []
         runs = []
         for name, experiment in self.experiments.items():
             arms = {row.arm: row.run for row in self._first_seed if row.experiment == name}
@@ -182,8 +185,10 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
         for arm, labels, overrides in arms:
             # A scale's seeds are valid for every arm, so each arm is validated once.
             first = configure(scale, overrides, seed=seeds[0], where=f"experiment {title}, arm '{arm}'")
-            check_latency(first, scale.latency)
-            check_estimators(first.train, scale.estimators)
+            if scale.latency:
+                check_latency(first, scale.latency)
+            if scale.estimators:
+                check_estimators(first.train, scale.estimators)
             data = digest(first.data.packed())
             for seed in seeds:
                 config = first.model_copy(update={"seed": seed})

@@ -51,8 +51,8 @@ def train(
 
     A step whose gradient is not finite is left out and counted with `skip_nonfinite`; else the state before it is kept
     and `ConfigError` names its step, layer and domain. Raises `ConfigError` too where the batch cannot be split over
-    the processes and where the tracker is not installed, and `Stopped` with a checkpoint of the step that SIGTERM
-    has come in.
+    the processes, where a GPU is missing and where the tracker is not installed, and `Stopped` with a checkpoint of
+    the step that SIGTERM has come in.
     """
     settings = config.train
     torch.set_num_threads(hardware.threads)
@@ -65,6 +65,11 @@ def train(
     )
     if hardware.tracker and not accelerator.log_with:
         raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
+    if hardware.gpu_gb and accelerator.device.type == "cpu":
+        raise ConfigError(
+            "hardware.gpu_gb: this scale is made for GPUs and torch finds none here: train it where there are some, or "
+            "unset gpu_gb"
+        )
     layout = split_batch(settings, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
     check_capacity(config, accelerator.num_processes)
     batches = TrainingBatches(config, data_folder)

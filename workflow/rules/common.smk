@@ -125,4 +125,5 @@ def records(wildcards):
     """Records that the report reads."""
     files = ["train.json", "counts.parquet", "evaluation.json", "routing.parquet"]
     found = [f"results/runs/{run}/{file}" for run in PLAN.configs for file in files]
-    return [*found, f"results/{PLAN.name}/latency.json", f"results/{PLAN.name}/estimators.json"]
+    whole = {"latency": PLAN.scale.latency, "estimators": PLAN.scale.estimators}
+    return [*found, *(f"results/{PLAN.name}/{name}.json" for name, settings in whole.items() if settings)]

@@ -3,7 +3,7 @@ import os
 
 from snakemake.cli import parse_args
 
-from moe.cost import check_memory, describe, estimate
+from moe.cost import check_gpus, check_memory, describe, estimate
 from moe.memory import (
     DRAWING_BYTES,
     PACKING_BYTES,
@@ -33,11 +33,13 @@ if workflow.is_main_process:
         if "mem_mb" not in workflow.global_resources:
             workflow.register_resource("mem_mb", available_mb())
         MEMORY_MB = workflow.global_resources["mem_mb"].value
-    if MEMORY_MB and not has_accelerator():
-        try:
+    try:
+        check_gpus(PLAN)
+        # A plan for GPUs may be made anywhere.
+        if MEMORY_MB and not HARDWARE.gpu_gb and not has_accelerator():
             check_memory(PLAN, MEMORY_MB)
-        except ConfigError as error:
-            sys.exit(f"error: {error}")
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     print(describe(PLAN, estimate(PLAN, cores=ALL_CORES, memory_mb=MEMORY_MB)), file=sys.stderr)
 
 
