@@ -59,12 +59,13 @@ def train(
     accelerator = Accelerator(
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         log_with=hardware.tracker,
-        # Copies of the weights of all layers would outlive the layers that were put together for them.
-        kwargs_handlers=[AutocastKwargs(cache_enabled=not hardware.shard)],
         project_dir=str(run_folder / "tracker"),
     )
     if hardware.tracker and not accelerator.log_with:
         raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
+    shard = hardware.shard or accelerator.is_fsdp2
+    # Copies of the weights would outlive the layers that were put together for them.
+    accelerator.autocast_handler = AutocastKwargs(cache_enabled=not shard)
     if hardware.gpu_gb and accelerator.device.type == "cpu":
         raise ConfigError(
             "hardware.gpu_gb: this scale is made for GPUs and torch finds none here: train it where there are some, or "
@@ -73,12 +74,12 @@ def train(
     layout = split_batch(settings, num_ranks=accelerator.num_processes, rank=accelerator.process_index)
     check_capacity(config, accelerator.num_processes)
     batches = TrainingBatches(config, data_folder)
-    objective = _objective(config, accelerator, shard=hardware.shard)
+    objective = _objective(config, accelerator, shard=shard)
     optimizer = make_optimizer(settings, objective)
     first_step, state = load_checkpoint(state_folder, objective, optimizer)
     compiled = hardware.compile and compile_layers(objective.model)
     prepared, prepared_optimizer = objective, optimizer
-    if not hardware.shard:
+    if not shard:
         prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     step_once = Step(
         config,
@@ -98,7 +99,7 @@ def train(
     stop = Deferred()
     keep_memory()
     writes = accelerator.is_main_process
-    saves = writes or hardware.shard  # of a divided training every process has a part
+    saves = writes or shard  # of a divided training every process has a part
 
     for step in range(first_step, settings.steps):
         done = step + 1
@@ -128,7 +129,7 @@ def train(
                 if save:
                     log.counts.add(done, step_once.pool.totals(1))
         stopping = stop.requested
-        if hardware.shard:  # only the first process is told, and all have to save
+        if shard:  # only the first process is told, and all have to save
             stopping = bool(accelerator.reduce(torch.tensor(float(stopping), device=accelerator.device)) > 0)
         if saves and (save or stopping):
             save_checkpoint(state_folder, done, objective, optimizer, step_once.state, writes=writes)
@@ -136,7 +137,7 @@ def train(
             if progress is not None:
                 progress.close()
             raise Stopped(signal.SIGTERM, f"terminated after step {done} of {settings.steps}")
-    weights = joined_weights(objective.model, keeps=writes) if hardware.shard else None
+    weights = joined_weights(objective.model, keeps=writes) if shard else None
     if log is not None and progress is not None:
         progress.close()
         _finish(

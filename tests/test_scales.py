@@ -52,7 +52,7 @@ def test_what_the_paper_prints_is_the_papers(name: str):
     assert (model.num_experts, model.top_k, model.num_shared_experts) == (experts, 4, 4)
     assert (train.batch_sequences, train.steps, train.micro_sequences) == (batch, steps, micro)
     assert config.data.sequence_length == 4096
-    assert load_plan(name, ROOT / "config").scale.balance.terms[0].weight == 0.008
+    assert config.balance.terms[0].weight == 0.008
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -18,7 +18,7 @@ from moe.model.build import BIAS_FILE, load_model, routers
 from moe.model.objective import Objective
 from moe.report.record_types import CurveLine
 from moe.scale import HardwareConfig
-from moe.settings import ConfigError
+from moe.settings import ConfigError, parse
 from moe.step import split_batch
 from moe.train import train
 from tests.conftest import tiny_config
@@ -109,6 +109,19 @@ def test_a_batch_that_leaves_a_process_without_a_sequence_is_refused(tiny_data) 
     config = tiny_config(tiny_data[0])
     with pytest.raises(ConfigError, match="hardware.processes"):
         split_batch(config.train, num_ranks=13, rank=0)
+
+
+def test_a_scale_for_gpus_is_not_trained_where_there_is_none(tiny_data, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    config, packed = tiny_data
+    with pytest.raises(ConfigError, match="hardware.gpu_gb.* torch finds none here"):
+        run(tiny_config(config), packed, tmp_path, gpu_gb=80)
+
+
+def test_a_training_of_one_process_cannot_be_divided() -> None:
+    with pytest.raises(ConfigError, match="hardware.shard divides a training .* which is 1: raise one of them"):
+        parse(HardwareConfig, {"shard": True}, "--hardware")
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, config: RunConfig, packed: Path, step: int) -> None:

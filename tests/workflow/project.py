@@ -8,6 +8,24 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+CLUSTER = """
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.settings import CommonSettings
+
+common_settings = CommonSettings(non_local_exec=True, implies_no_shared_fs=False, job_deploy_sources=False)
+
+
+class Executor(RemoteExecutor):
+    def run_job(self, job):
+        raise NotImplementedError
+
+    async def check_active_jobs(self, active_jobs):
+        raise NotImplementedError
+
+    def cancel_jobs(self, active_jobs):
+        raise NotImplementedError
+"""
+
 PARTS = ("Snakefile", "moe", "workflow", "profiles", "config", "environment.yml")
 
 
@@ -21,6 +39,15 @@ def copy_project(target: Path) -> Path:
         else:
             shutil.copy(source, target / name)
     return target
+
+
+def use_cluster(project: Path) -> None:
+    """Let the profile for SLURM plan for an executor that the project carries, where that of SLURM is not installed."""
+    plugin = project / "snakemake_executor_plugin_cluster"
+    plugin.mkdir()
+    (plugin / "__init__.py").write_text(CLUSTER)
+    profile = project / "profiles" / "slurm" / "config.yaml"
+    profile.write_text(profile.read_text().replace("executor: slurm", "executor: cluster"))
 
 
 def command(*args: str) -> list[str]:

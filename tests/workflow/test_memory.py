@@ -9,27 +9,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.workflow.project import command, copy_project, environment, run
+from tests.workflow.project import command, copy_project, environment, run, use_cluster
 
 CALL = ("snakemake", "--config", "scale=smoke")
-
-CLUSTER = """
-from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
-from snakemake_interface_executor_plugins.settings import CommonSettings
-
-common_settings = CommonSettings(non_local_exec=True, implies_no_shared_fs=False, job_deploy_sources=False)
-
-
-class Executor(RemoteExecutor):
-    def run_job(self, job):
-        raise NotImplementedError
-
-    async def check_active_jobs(self, active_jobs):
-        raise NotImplementedError
-
-    def cancel_jobs(self, active_jobs):
-        raise NotImplementedError
-"""
 
 
 @pytest.fixture
@@ -109,13 +91,9 @@ def test_a_run_that_can_never_fit_is_refused_in_one_sentence(project: Path):
 
 
 def test_jobs_of_a_cluster_ask_its_nodes_for_what_they_need_and_not_for_what_is_here(project: Path):
-    plugin = project / "snakemake_executor_plugin_cluster"
-    plugin.mkdir()
-    (plugin / "__init__.py").write_text(CLUSTER)
     # More than any machine has.
     edit(project, batch_sequences=1 << 30, sequences_per_pass=1 << 30)
-    profile = project / "profiles" / "slurm" / "config.yaml"
-    profile.write_text(profile.read_text().replace("executor: slurm", "executor: cluster"))
+    use_cluster(project)
     done = run(project, *CALL, "--workflow-profile", "profiles/slurm", "-n")
     assert done.returncode == 0, done.stderr
     asked = [int(mb) for mb in re.findall(r"mem_mb=(\d+)", done.stdout)]

@@ -45,6 +45,7 @@ if PLAN.scale.estimators:
             "../../environment.yml"
         threads: HARDWARE.threads
         resources:
+            **ONE_GPU,
             mem_mb=requested_mb(estimators_bytes(PLAN.configs[PLAN.widest], PLAN.scale)),
         params:
             settings=canonical_json(PLAN.scale.estimators),
@@ -72,6 +73,7 @@ if PLAN.scale.latency:
             "../../environment.yml"
         threads: ALL_CORES
         resources:
+            **ONE_GPU,
             machine=1,
             mem_mb=requested_mb(latency_bytes([PLAN.configs[run] for run in PLAN.timed], PLAN.scale)),
         params:

@@ -19,7 +19,8 @@ rule train:
         "../../environment.yml"
     threads: HARDWARE.threads * HARDWARE.processes
     resources:
+        **MACHINES,
         mem_mb=train_mb,
     shell:
-        "python -m moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
+        "{START} moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
         ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS 2>&1 | (trap "" INT TERM; tee {log} || true)'

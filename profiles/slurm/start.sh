@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# start.sh MACHINES PROCESSES MODULE ARGUMENT...: one training on all machines of this SLURM job, so many processes on each.
+set -euo pipefail
+machines=$1 processes=$2
+shift 2
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+  echo "error: hardware.nodes is $machines: only a job of a cluster has so many machines (--workflow-profile profiles/slurm)" >&2
+  exit 1
+fi
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+exec srun --nodes="$machines" --ntasks="$machines" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
+  exec accelerate launch --config_file "$0" --num_machines "$1" --num_processes "$2" --machine_rank "$SLURM_NODEID" \
+    --main_process_ip "$3" --main_process_port "$4" -m "${@:5}"' \
+  "$(dirname "$0")/fsdp2.yaml" "$machines" "$((machines * processes))" "$first" "$((20000 + SLURM_JOB_ID % 10000))" "$@"
