@@ -1,9 +1,9 @@
 """How much worse is held-out text predicted where one expert of one layer is never chosen?
 
-An expert is left out of the choice alone: the next-best expert takes its place, with the score that the router gives
-it, and where gates are normalised they are so over the experts that are then chosen. A token that had not chosen the
-expert keeps what its layer gave it. So only the choosers' outputs are computed anew in that layer, and above it only
-the sequences that hold a chooser.
+An expert is left out of the choice alone: the next-best expert, or under forced balance the next in turn, takes its
+place, with the score that the router gives it, and where gates are normalised they are so over the experts that are
+then chosen. A token that had not chosen the expert keeps what its layer gave it. So only the choosers' outputs are
+computed anew in that layer, and above it only the sequences that hold a chooser.
 """
 
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ def _increases(model: PreTrainedModel, tokens_SN: Tensor, batch_size: int) -> Te
     for number, (layer, before_TH, after_SNH, selected_TK) in enumerate(traces):
         token_R = torch.arange(len(selected_TK), device=device).repeat_interleave(selected_TK.shape[1])
         expert_R = selected_TK.flatten()
-        rows_RH = _without(layer, before_TH[token_R], expert_R)
         sequence_R, position_R = token_R // length, token_R % length
+        rows_RH = _without(layer, before_TH[token_R], expert_R, position_R)
         pair_R = expert_R * num_sequences + sequence_R
         if number == len(traces) - 1:
             # No layer above mixes tokens: a chooser's own prediction is all that changes.
@@ -88,8 +88,8 @@ def _trace(model: PreTrainedModel, tokens_SN: Tensor) -> tuple[Tensor, list[_Tra
     return whole, [_Trace(*parts) for parts in zip(model.model.layers, before, after, selected, strict=True)]
 
 
-def _without(layer: Any, before_RH: Tensor, expert_R: Tensor) -> Tensor:
-    """What the layer gives for each row if its router cannot choose the row's expert, [R, H]."""
+def _without(layer: Any, before_RH: Tensor, expert_R: Tensor, position_R: Tensor) -> Tensor:
+    """What the layer gives for each row, at its position, if its router cannot choose the row's expert, [R, H]."""
     router = layer.mlp.gate
     assert isinstance(router, Router)
     top_k = router.top_k
@@ -104,7 +104,7 @@ def _without(layer: Any, before_RH: Tensor, expert_R: Tensor) -> Tensor:
         return logits_RE, gates_RK, selected.gather(1, kept_RK)
 
     hook = router.register_forward_hook(leave_out)
-    router.top_k = min(top_k + 1, len(router.weight))
+    router.top_k, router.positions_SN = min(top_k + 1, len(router.weight)), position_R[None]
     try:
         return before_RH + layer.mlp(layer.post_attention_layernorm(before_RH)[None])[0]
     finally:

@@ -24,13 +24,17 @@ MODELS = {
     "three layers": {"num_layers": 3},
     "normalised gates": {"normalize_top_k": True},
     "shared experts": {"num_shared_experts": 1},
+    "sigmoid gate": {"gate": "sigmoid", "normalize_top_k": True},
+    "forced balance": {"forced": True, "num_layers": 3},
     "all experts chosen": {"num_experts": 3, "top_k": 3, "normalize_top_k": True},
 }
 
 
 def build(tiny_data, **fields: object) -> PreTrainedModel:
     """A model whose router tells experts apart, as a trained one does."""
-    model = build_model(tiny_config(tiny_data[0], model=fields).model, vocab_size=400, max_tokens=32, seed=3).eval()
+    forced = bool(fields.pop("forced", False))
+    settings = tiny_config(tiny_data[0], model=fields).model
+    model = build_model(settings, vocab_size=400, max_tokens=32, seed=3, forced=forced).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -50,8 +54,11 @@ def nats_without(model: PreTrainedModel, layer: int, expert: int) -> Tensor:
 
     def choose(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_TE = hidden.reshape(-1, hidden.shape[-1]) @ router.weight.T
-        scores_TE = logits_TE.softmax(dim=-1)
+        scores_TE = logits_TE.softmax(dim=-1) if router.gate == "softmax" else logits_TE.sigmoid()
         masked_TE = scores_TE if router.bias is None else scores_TE + router.bias
+        if router.by_position:
+            position_T1 = torch.arange(TOKENS_SN.shape[1]).repeat(len(TOKENS_SN))[:, None]
+            masked_TE = -((torch.arange(len(router.weight)) - router.top_k * position_T1) % len(router.weight)).float()
         masked_TE = masked_TE.index_fill(1, torch.tensor([expert]), -torch.inf)
         selected_TK = masked_TE.argsort(dim=-1, descending=True)[:, : min(router.top_k, len(router.weight) - 1)]
         gates_TK = scores_TE.gather(1, selected_TK)

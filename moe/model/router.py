@@ -61,7 +61,7 @@ class Router(nn.Module):
     def __init__(self, weight: nn.Parameter, top_k: int, normalize_top_k: bool, gate: Gate = "softmax") -> None:
         super().__init__()
         self.weight = weight
-        self.top_k = top_k
+        self.top_k = self.experts_per_turn = top_k
         self.normalize_top_k = normalize_top_k
         self.gate: Gate = gate
         self.forced_balance = self.by_position = False
@@ -88,7 +88,8 @@ class Router(nn.Module):
             logits_TE = F.linear(widened(hidden_TH), widened(self.weight))
             scores_TE, shares_TE = gate_scores(logits_TE, self.gate)
             if self.forced_balance or self.by_position:
-                selected_TK = round_robin(self._turns(len(hidden_TH)), self.top_k, num_experts=len(self.weight))
+                first_T = self._turns(len(hidden_TH)) * self.experts_per_turn
+                selected_TK = round_robin(first_T, self.top_k, num_experts=len(self.weight))
                 gates_TK = scores_TE.gather(1, selected_TK)
             elif self.bias is not None:
                 selected_TK = (scores_TE.detach() + self.bias).topk(self.top_k, dim=-1).indices
@@ -130,10 +131,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
-def round_robin(turns_T: Tensor, top_k: int, *, num_experts: int) -> Tensor:
-    """Selected experts [T, K]: a token whose turn is n takes experts n K .. n K + K - 1, modulo N_E. As many turns in a
-    row as N_E / K load all experts equally."""
-    return (turns_T[:, None] * top_k + torch.arange(top_k, device=turns_T.device)) % num_experts
+def round_robin(first_T: Tensor, top_k: int, *, num_experts: int) -> Tensor:
+    """Selected experts [T, K]: each token takes K experts in a row from `first_T` on, modulo N_E."""
+    return (first_T[:, None] + torch.arange(top_k, device=first_T.device)) % num_experts
 
 
 def follow_positions(model: PreTrainedModel) -> None:
