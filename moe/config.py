@@ -169,6 +169,9 @@ class BalanceTerm(Settings):
     steps before; in the first step their loss is 0."""
     half_life: float | None = Field(default=None, gt=0)
     """Optimizer steps after which a step weighs half as much in `ema`."""
+    shuffled: bool = False
+    """Count f of each window from as many tokens as it holds, drawn at random without replacement from the whole global
+    batch (arXiv:2501.11873, Table 2); the scores stay those of the window's own tokens."""
     start_step: int = Field(default=0, ge=0)
     """First optimizer step with this term; in an experiment also `10 %` of `train.steps`."""
     end_step: int | None = Field(default=None, ge=1)
@@ -305,6 +308,11 @@ class RunConfig(Settings):
             if (term.half_life is None) != (term.estimator != "ema"):
                 raise ValueError(
                     f"{where}.half_life ({term.half_life}) belongs to the estimator 'ema': give both or neither"
+                )
+            if term.shuffled and term.estimator != "exact":
+                raise ValueError(
+                    f"{where}.shuffled draws from the whole global batch, which {where}.estimator "
+                    f"'{term.estimator}' has not counted: use 'exact'"
                 )
             if term.start_step >= steps:
                 raise ValueError(

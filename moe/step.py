@@ -18,8 +18,8 @@ from moe.balance.estimators import Pooling, WindowPool
 from moe.balance.losses import balance_coefficients, z_loss
 from moe.balance.metrics import dead_experts, load_entropy, max_violation
 from moe.balance.regularisers import similarity_loss
-from moe.balance.statistics import Statistics
-from moe.balance.windows import Layout
+from moe.balance.statistics import Draws, Statistics
+from moe.balance.windows import Layout, draw_tokens
 from moe.config import BalanceTerm, RunConfig, TrainConfig, check_split, window_sequences
 from moe.model.build import routers
 from moe.model.objective import Objective
@@ -67,7 +67,10 @@ def is_active(term: BalanceTerm, step: int) -> bool:
 
 def pooling(term: BalanceTerm, train: TrainConfig) -> Pooling:
     """Which counts the term wants."""
-    return Pooling(window_sequences(term, train), term.estimator, term.half_life or 0.0)
+    window = window_sequences(term, train)
+    # A draw of the whole batch is the batch.
+    shuffled = term.shuffled and window < train.batch_sequences
+    return Pooling(window, term.estimator, term.half_life or 0.0, shuffled)
 
 
 class Stopwatch:
@@ -186,10 +189,11 @@ class Step:
         counted_BN = np.ones(tokens_BN.shape, dtype=bool) if mask_BN is None else mask_BN
         tokens_per_rank = int(counted_BN.sum()) / num_ranks
         targets_per_rank = int(counted_BN[:, 1:].sum()) / num_ranks
-        shares = [
-            (self._share(tokens_BN, i), None if mask_BN is None else self._share(mask_BN, i))
-            for i in range(self.layout.num_passes)
-        ]
+        parts_BN = [tokens_BN, mask_BN]
+        if any(pooling.shuffled for pooling in self.pool.poolings):
+            # The sample order of the seed has the streams below 5.
+            parts_BN.append(draw_tokens(counted_BN, np.random.default_rng((settings.seed, 5, step))))
+        shares = [self._shares(i, *parts_BN) for i in range(self.layout.num_passes)]
         bias = settings.balance.bias
         totals = [settings.train.micro_sequences] * measure + [1] * record
         totals += [self.capacity.window] if measure and self.capacity else []
@@ -198,8 +202,8 @@ class Step:
             for i, share in enumerate(shares):
                 # In the arithmetic of the forward pass, which may choose other experts.
                 with self.accelerator.autocast():
-                    counts_LSE = self.objective.count(*share)
-                self.pool.count(i, counts_LSE)
+                    counts = self.objective.count(*share)
+                self.pool.count(i, *counts)
             self.pool.finish_counting()
         stopwatch.lap("sync")
         meter = _Meter(settings.train.micro_sequences, self.capacity) if measure else None
@@ -212,7 +216,7 @@ class Step:
                     nats, statistics = self.prepared(*share)
                 statistics = Statistics(*statistics)
                 stopwatch.lap("forward")
-                counts = self.pool.counts(i, statistics.counts_LSE)
+                counts = self.pool.counts(i, statistics.counts_LSE, statistics.drawn_LDE)
                 stopwatch.lap("sync")
                 lm_loss = nats / targets_per_rank
                 z_L = z_loss(statistics, tokens_per_rank=tokens_per_rank)
@@ -265,6 +269,14 @@ class Step:
             for router, change_E in zip(routers(self.objective.model), change_LE, strict=True):
                 assert router.bias is not None
                 router.bias += change_E
+
+    def _shares(
+        self, i: int, tokens_BN: np.ndarray, mask_BN: np.ndarray | None, draws_BN: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor | None, Draws | None]:
+        """This rank's part of pass `i`, as `Objective` takes it."""
+        mask_SN = None if mask_BN is None else self._share(mask_BN, i)
+        draws = None if draws_BN is None else Draws(self._share(draws_BN, i), len(draws_BN))
+        return self._share(tokens_BN, i), mask_SN, draws
 
     def _share(self, values_BN: np.ndarray, pass_index: int) -> Tensor:
         positions = self.layout.positions(pass_index)

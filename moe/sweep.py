@@ -290,6 +290,7 @@ def series_name(config: RunConfig) -> str:
 def _term_slug(term: BalanceTerm, first: float, train: TrainConfig) -> str:
     slug = f"w{window_sequences(term, train)}" + ESTIMATOR_SLUGS[term.estimator]
     slug += f"{term.half_life:g}" if term.half_life is not None else ""
+    slug += "shuffled" if term.shuffled else ""
     slug += f"from{term.start_step}" if term.start_step else ""
     slug += f"to{term.end_step}" if term.end_step is not None else ""
     return slug + (f"x{term.weight / first:.3g}" if first and not math.isclose(term.weight, first) else "")

@@ -76,6 +76,8 @@ def whole_batch(
         follow_positions(objective.model)
         for router in routers(objective.model):
             router.capacity = Capacity(limited.factor, limited.window)
+    # Tokens of the batch in random order, of which one draw after the other takes as many as its window holds.
+    shuffled = np.random.default_rng((config.seed, 5, 0)).permutation(np.flatnonzero(mask_BN))
     with record_routing(objective.model) as layers:
         logits_BNV = objective.model(input_ids=tokens, use_cache=False).logits
     nats = F.cross_entropy(logits_BNV[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
@@ -91,7 +93,11 @@ def whole_batch(
             assert isinstance(term.window, int)
             for start in range(0, BATCH, term.window):
                 counted = mask[start : start + term.window]
-                chosen = F.one_hot(selected_BNK[start : start + term.window][counted], config.model.num_experts)
+                chosen = selected_BNK[start : start + term.window][counted]
+                if term.shuffled:
+                    before = int(mask[:start].sum())
+                    chosen = selected_BNK.flatten(0, 1)[shuffled[before : before + len(chosen)]]
+                chosen = F.one_hot(chosen, config.model.num_experts)
                 f_E = chosen.sum(dim=(0, 1)).to(dtype)
                 f_E = f_E / f_E.sum()
                 logits_TE = logits_BNE[start : start + term.window][counted]

@@ -117,6 +117,10 @@ def test_numbers_that_yaml_reads_as_text_are_parsed():
         ({"model": {"gate": "sigmod"}}, "'model.gate': Input should be 'softmax' or 'sigmoid'"),
         ({"balance": {"terms": [{"estimator": "previous", "window": 4}]}}, "terms.0.window must be 'global'"),
         ({"balance": {"terms": [{"estimator": "ema"}]}}, "half_life (None) belongs to the estimator 'ema'"),
+        (
+            {"balance": {"terms": [{"shuffled": True, "estimator": "prefix"}]}},
+            "terms.0.estimator 'prefix' has not count",
+        ),
         ({"balance": {"terms": [{"half_life": 2}]}}, "half_life (2.0) belongs to the estimator 'ema'"),
         (
             {"train": {"sequences_per_pass": 64}},

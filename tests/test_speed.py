@@ -33,7 +33,8 @@ def gradients(step: Step, tokens_BN: np.ndarray) -> list[torch.Tensor]:
     ],
 )
 def test_compiled_layers_give_the_same_gradients_also_behind_a_counting_pass(ways, checkpointing) -> None:
-    config = run_config([{"window": "global", "weight": 0.3}, {"window": 1, "weight": 0.1}], **ways)
+    terms = [{"window": "global", "weight": 0.3}, {"window": 1, "weight": 0.1}, {"window": 4, "shuffled": True}]
+    config = run_config(terms, **ways)
     at = {"sizes": ((BATCH // 2,), (BATCH // 2,)), "dtype": torch.float32, "checkpointing": checkpointing}
     plain, compiled = (make_step(config, **at) for _ in range(2))
     if not compile_layers(compiled.objective.model):

@@ -32,12 +32,13 @@ def compositions(draw: st.DrawFn) -> tuple[tuple[int], ...]:
 @given(
     seed=st.integers(0, 1000),
     sizes=compositions(),
-    windows=st.lists(st.sampled_from(DIVISORS), min_size=1, max_size=3, unique=True),
+    windows=st.lists(st.tuples(st.sampled_from(DIVISORS), st.booleans()), min_size=1, max_size=3, unique=True),
     padded=st.booleans(),
     checkpointing=st.booleans(),
 )
 def test_loss_and_gradients_in_fp64_do_not_depend_on_the_split(seed, sizes, windows, padded, checkpointing) -> None:
-    config = exactness.run_config([{"window": window, "weight": WEIGHT} for window in windows])
+    terms = [{"window": window, "weight": WEIGHT, "shuffled": shuffled} for window, shuffled in windows]
+    config = exactness.run_config(terms)
     tokens, mask = exactness.batch(seed, padded=padded)
     expected_loss, expected = exactness.whole_batch(config, tokens, mask, torch.float64)
     loss, found = exactness.split_batch(
@@ -128,6 +129,38 @@ def test_the_cheap_estimators_are_not_exact_under_accumulation(estimator: str) -
     assert exactness.relative_error(found, expected) > 1e-3
 
 
+def gradients(terms: list[dict], sizes: tuple[tuple[int], ...]) -> dict[str, torch.Tensor]:
+    tokens, _ = exactness.batch(0, padded=False)
+    return exactness.split_batch(exactness.run_config(terms), tokens, None, sizes=sizes, dtype=torch.float64)[1]
+
+
+@pytest.mark.parametrize("sizes", [((12,),), ((5,), (7,))])
+def test_shuffling_moves_the_gradient_except_that_of_the_global_window(sizes: tuple[tuple[int], ...]) -> None:
+    for window in (1, 4, 12):
+        plain, shuffled = ([{"window": window, "weight": WEIGHT, "shuffled": value}] for value in (False, True))
+        error = exactness.relative_error(gradients(shuffled, sizes), gradients(plain, sizes))
+        assert error == 0 if window == 12 else error > 1e-3
+
+
+def test_one_pass_needs_no_counting_for_a_shuffled_term() -> None:
+    config = exactness.run_config([{"window": 2, "shuffled": True}])
+    for sizes in (((12,),), ((4, 8),), ((4,), (8,))):
+        pool = exactness.make_step(config, sizes=sizes, dtype=torch.float32).pool
+        assert pool.needs_counting() == (len(sizes) > 1)
+
+
+def test_every_step_draws_anew_and_a_resumed_run_draws_the_same() -> None:
+    config = exactness.run_config([{"window": 2, "weight": WEIGHT, "shuffled": True}])
+    tokens, _ = exactness.batch(0, padded=False)
+    found = []
+    for step in (3, 4, 3):
+        made = exactness.make_step(config, sizes=((5,), (7,)), dtype=torch.float64)
+        watch = Stopwatch(made.accelerator.device, measure=False)
+        made.accumulate(step, tokens, watch)
+        found.append(torch.cat([p.grad.flatten() for p in made.objective.parameters() if p.grad is not None]))
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
 def test_prefix_at_one_pass_is_exact() -> None:
     config = exactness.run_config([{"window": 12, "weight": WEIGHT, "estimator": "prefix"}])
     tokens, mask = exactness.batch(0, padded=True)
@@ -172,7 +205,8 @@ class HostReads(TorchDispatchMode):
 
 def test_a_step_that_is_not_measured_reads_no_value_beyond_what_the_stock_model_reads() -> None:
     terms = [{"window": window, "weight": WEIGHT} for window in (1, 4, 12)]
-    terms += [{"estimator": "prefix"}, {"estimator": "previous"}, {"estimator": "ema", "half_life": 2.0}]
+    terms += [{"window": 2, "shuffled": True}, {"estimator": "prefix"}]
+    terms += [{"estimator": "previous"}, {"estimator": "ema", "half_life": 2.0}]
     ways = {"gate": "sigmoid", "similarity_weight": 0.1, "capacity": {"factor": 1.0, "window": 1}}
     config = exactness.run_config(terms, bias={"window": 4}, **ways)
     step = exactness.make_step(config, sizes=((5,), (7,)), dtype=torch.float32)

@@ -131,7 +131,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, config: RunConfig, packed: Path, s
     bad = {tuple(row) for row, domain in rows if domain == "chinese"}
     forward = Objective.forward
 
-    def broken(self: Objective, tokens: torch.Tensor, mask: torch.Tensor | None = None):
+    def broken(self: Objective, tokens: torch.Tensor, *rest):
         hit = torch.tensor([tuple(row) in bad for row in tokens.tolist()])
 
         def spoil(_module, _inputs, output):
@@ -139,7 +139,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, config: RunConfig, packed: Path, s
 
         handle = self.model.model.layers[1].register_forward_hook(spoil, prepend=True)
         try:
-            return forward(self, tokens, mask)
+            return forward(self, tokens, *rest)
         finally:
             handle.remove()
 

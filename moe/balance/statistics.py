@@ -1,6 +1,7 @@
 """What does balance need to know of one forward pass? Counts and score sums per layer and sequence, nothing else.
 
-Every window, estimator and metric is a function of these sums, since a window is a set of whole sequences.
+Every window, estimator and metric is a function of these sums, since a window is a set of whole sequences, or a set of
+draws where the tokens of a global batch are shuffled.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# L layers, S sequences, N tokens of a sequence, T = S·N tokens, E experts, K choices
+# L layers, S sequences, N tokens of a sequence, T = S·N tokens, D draws, E experts, K choices
+
+
+class Draws(NamedTuple):
+    """Which draw each token of some sequences is in; the draws are those of a whole global batch."""
+
+    of_SN: Tensor
+    """Draws, int64."""
+    number: int
+    """Draws of the batch."""
+
 
 Gate = Literal["softmax", "sigmoid"]
 
@@ -21,6 +32,7 @@ class LayerSums(NamedTuple):
     counts_SE: Tensor
     scores_SE: Tensor
     squares_S: Tensor
+    drawn_DE: Tensor
 
 
 class Statistics(NamedTuple):
@@ -35,6 +47,8 @@ class Statistics(NamedTuple):
     """Sums over tokens of logsumexp(logits)^2, with gradient: what the z-loss averages."""
     tokens_S: Tensor
     """Tokens that count, padding excluded, int64."""
+    drawn_LDE: Tensor
+    """What these sequences contribute to the counts of every draw, int64, no gradient; D is 0 where none is drawn."""
 
 
 def sequence_statistics(
@@ -78,14 +92,22 @@ def sums_of_logits(
     num_sequences: int,
     mask_SN: Tensor | None,
     gate: Gate = "softmax",
+    draws: Draws | None = None,
 ) -> LayerSums:
     """The sums of one layer where its scores are not at hand; arguments as in `sequence_statistics`."""
     wide_TE = widened(logits_TE)
-    return layer_sums(wide_TE, gate_scores(wide_TE, gate)[1], selected_TK, num_sequences=num_sequences, mask_SN=mask_SN)
+    shares_TE = gate_scores(wide_TE, gate)[1]
+    return layer_sums(wide_TE, shares_TE, selected_TK, num_sequences=num_sequences, mask_SN=mask_SN, draws=draws)
 
 
 def layer_sums(
-    logits_TE: Tensor, shares_TE: Tensor, selected_TK: Tensor, *, num_sequences: int, mask_SN: Tensor | None
+    logits_TE: Tensor,
+    shares_TE: Tensor,
+    selected_TK: Tensor,
+    *,
+    num_sequences: int,
+    mask_SN: Tensor | None,
+    draws: Draws | None = None,
 ) -> LayerSums:
     """The sums of one layer from its logits, fp32 or wider, and score shares; else as in `sequence_statistics`."""
     num_experts = logits_TE.shape[-1]
@@ -95,7 +117,8 @@ def layer_sums(
         squares_SN = squares_SN * mask_SN
         scores_SNE = scores_SNE * mask_SN[..., None]
     counts_SE = sequence_counts(selected_TK, num_experts, num_sequences=num_sequences, mask_SN=mask_SN)
-    return LayerSums(counts_SE, scores_SNE.sum(dim=1), squares_SN.sum(dim=1))
+    drawn_DE = draw_counts(selected_TK, num_experts, draws, mask_SN=mask_SN)
+    return LayerSums(counts_SE, scores_SNE.sum(dim=1), squares_SN.sum(dim=1), drawn_DE)
 
 
 def sequence_counts(
@@ -110,8 +133,19 @@ def sequence_counts(
     return selected_SC.new_zeros(num_sequences, num_experts).scatter_add_(1, selected_SC, weights_SC)
 
 
+def draw_counts(selected_TK: Tensor, num_experts: int, draws: Draws | None, *, mask_SN: Tensor | None = None) -> Tensor:
+    """Selections of each expert in each draw of one layer, int64 [D, E]; arguments as in `sequence_statistics`."""
+    if draws is None:
+        return selected_TK.new_zeros(0, num_experts)
+    cells_TK = draws.of_SN.reshape(-1, 1) * num_experts + selected_TK
+    weights_T = torch.ones_like(draws.of_SN) if mask_SN is None else mask_SN.to(draws.of_SN.dtype)
+    weights_TK = weights_T.reshape(-1, 1).expand_as(cells_TK)
+    counts = selected_TK.new_zeros(draws.number * num_experts)
+    return counts.scatter_add_(0, cells_TK.flatten(), weights_TK.flatten()).view(draws.number, num_experts)
+
+
 def stack_layers(layers: Sequence[LayerSums], *, tokens_per_sequence: int, mask_SN: Tensor | None) -> Statistics:
     """The statistics of all layers; `tokens_per_sequence` counts where there is no mask."""
-    counts, scores, squares = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    counts, scores, squares, drawn = (torch.stack(parts) for parts in zip(*layers, strict=True))
     tokens_S = counts.new_full(counts.shape[1:2], tokens_per_sequence) if mask_SN is None else mask_SN.sum(dim=1)
-    return Statistics(counts, scores, squares, tokens_S)
+    return Statistics(counts, scores, squares, tokens_S, drawn)

@@ -9,10 +9,11 @@ import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# L layers, S sequences of this rank in this pass, W windows, E experts
+# L layers, B sequences of the batch, S of them of this rank in this pass, N tokens of a sequence, W windows, E experts
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,13 @@ class Layout:
         shape = (values_LSE.shape[0], len(self.windows(pass_index, window)), values_LSE.shape[2])
         index_S = self.windows_of(pass_index, window).to(values_LSE.device)
         return values_LSE.new_zeros(shape).index_add(1, index_S, values_LSE)
+
+
+def draw_tokens(counted_BN: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The draw that every token of a global batch is in, int64 [B, N]: draw p takes as many of the tokens that count
+    as sequence p has, at random and without replacement (arXiv:2501.11873, Table 2). Neighbouring draws together are
+    the draw of a window. What `counted_BN` leaves out, padding, stands in draw 0 and is not to be counted."""
+    places = np.flatnonzero(counted_BN)
+    draws_BN = np.zeros(counted_BN.shape, dtype=np.int64)
+    draws_BN.reshape(-1)[rng.permutation(places)] = places // counted_BN.shape[1]
+    return draws_BN

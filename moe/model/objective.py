@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe.balance.statistics import Statistics, sequence_counts, stack_layers, widened
+from moe.balance.statistics import Draws, Statistics, draw_counts, sequence_counts, stack_layers, widened
 from moe.model.router import record_routing, record_sums
 
-# S sequences, N tokens of a sequence, H hidden units
+# L layers, D draws, E experts, S sequences, N tokens of a sequence, H hidden units
 
 IGNORED = -100  # a target that is not predicted
 LOSS_TOKENS = 256
@@ -33,13 +33,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Pass:
-        """int64 [S, N] -> loss of predicting every token but the first, and statistics of all tokens.
+    def forward(self, tokens_SN: Tensor, mask_SN: Tensor | None = None, draws: Draws | None = None) -> Pass:
+        """int64 [S, N] -> loss of predicting every token but the first, and statistics of all tokens, of `draws` too.
 
         `mask_SN`: true where a token counts. Padding stands at the end of a sequence, where causal attention keeps it
         from being seen.
         """
-        with record_sums(self.model, num_sequences=len(tokens_SN), mask_SN=mask_SN) as layers:
+        with record_sums(self.model, num_sequences=len(tokens_SN), mask_SN=mask_SN, draws=draws) as layers:
             hidden_SNH = self.model.model(input_ids=tokens_SN, use_cache=False).last_hidden_state
         statistics = stack_layers(layers, tokens_per_sequence=tokens_SN.shape[1], mask_SN=mask_SN)
         targets_SN = tokens_SN[:, 1:]
@@ -59,12 +59,17 @@ class Objective(nn.Module):
         return Pass(nats, statistics)
 
     @torch.no_grad()
-    def count(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Tensor:
-        """The counts of the statistics alone, [L, S, E]; nothing behind the last router is computed."""
+    def count(
+        self, tokens_SN: Tensor, mask_SN: Tensor | None = None, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The counts of the statistics alone, [L, S, E] and [L, D, E]; nothing behind the last router is computed."""
         with record_routing(self.model, stop=True) as layers:
             self.model.model(input_ids=tokens_SN, use_cache=False)
         at = {"num_sequences": len(tokens_SN), "mask_SN": mask_SN}
-        return torch.stack([sequence_counts(layer.selected_TK, layer.logits_TE.shape[1], **at) for layer in layers])
+        num_experts = layers[0].logits_TE.shape[1]
+        counts_LSE = torch.stack([sequence_counts(layer.selected_TK, num_experts, **at) for layer in layers])
+        drawn = [draw_counts(layer.selected_TK, num_experts, draws, mask_SN=mask_SN) for layer in layers]
+        return counts_LSE, torch.stack(drawn)
 
     def route(self, tokens_SN: Tensor, mask_SN: Tensor | None = None) -> Statistics:
         """The statistics alone, with gradient; nothing behind the last router is computed."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe.balance.capacity import Capacity, has_room
-from moe.balance.statistics import Gate, LayerSums, gate_scores, layer_sums, sums_of_logits, widened
+from moe.balance.statistics import Draws, Gate, LayerSums, gate_scores, layer_sums, sums_of_logits, widened
 
 # S sequences, N tokens of a sequence, T tokens, E experts, K choices, H hidden units
 
@@ -55,6 +55,7 @@ class Router(nn.Module):
     recorded: Routing | LayerSums | None
     num_sequences: int | None
     mask_SN: Tensor | None
+    draws: Draws | None
     capacity: Capacity | None
     positions_SN: Tensor | None
 
@@ -67,7 +68,7 @@ class Router(nn.Module):
         self.forced_balance = self.by_position = False
         self.capacity = self.positions_SN = None
         self.recording = False
-        self.num_sequences = self.mask_SN = self.recorded = None
+        self.num_sequences = self.mask_SN = self.draws = self.recorded = None
         self.register_buffer("bias", None, persistent=False)
 
     def use_bias(self) -> None:
@@ -103,9 +104,8 @@ class Router(nn.Module):
         # Not a hook: compiled code does not notice when a hook is added or removed. And here, where the scores are and
         # compiled code fuses the sums and their gradients with the gates' own.
         if self.recording and self.num_sequences is not None:
-            self.recorded = layer_sums(
-                logits_TE, shares_TE, selected_TK, num_sequences=self.num_sequences, mask_SN=self.mask_SN
-            )
+            at = {"num_sequences": self.num_sequences, "mask_SN": self.mask_SN, "draws": self.draws}
+            self.recorded = layer_sums(logits_TE, shares_TE, selected_TK, **at)
         elif self.recording:
             self.recorded = Routing(logits_TE, selected_TK, self.gate)
         return logits_TE, gates_TK.to(hidden.dtype), selected_TK
@@ -173,16 +173,23 @@ def record_routing(model: nn.Module, *, stop: bool = False) -> Iterator[list[Rou
 
 @contextmanager
 def record_sums(
-    model: PreTrainedModel, *, num_sequences: int, mask_SN: Tensor | None, stop: bool = False
+    model: PreTrainedModel,
+    *,
+    num_sequences: int,
+    mask_SN: Tensor | None,
+    draws: Draws | None = None,
+    stop: bool = False,
 ) -> Iterator[list[LayerSums]]:
     """A list that holds, after the block, the `LayerSums` of each layer, first layer first, of the forward pass inside
-    it; `num_sequences` and `mask_SN` as in `sequence_statistics`, `stop` as in `record_routing`."""
+    it; `num_sequences` and `mask_SN` as in `sequence_statistics`, `stop` as in `record_routing`; with
+    `draws` they count those too."""
     # Recomputation comes after the block, and must find the operations that the forward pass has done.
     inside = not (model.is_activation_checkpointing and torch.is_grad_enabled())
     routers = [module for module in model.modules() if isinstance(module, Router)]
     for router in routers:
         router.recording = True
         router.num_sequences, router.mask_SN = (num_sequences, mask_SN) if inside else (None, None)
+        router.draws = draws if inside else None
     sums: list[LayerSums] = []
     try:
         with _until_routed(routers) if stop else nullcontext():
@@ -190,7 +197,7 @@ def record_sums(
     finally:
         for recorded in _taken(routers):
             if isinstance(recorded, Routing):
-                at = {"num_sequences": num_sequences, "mask_SN": mask_SN, "gate": recorded.gate}
+                at = {"num_sequences": num_sequences, "mask_SN": mask_SN, "draws": draws, "gate": recorded.gate}
                 recorded = sums_of_logits(recorded.logits_TE, recorded.selected_TK, **at)
             sums.append(recorded)
 
@@ -213,7 +220,8 @@ def _taken(routers: Sequence[Router]) -> list[Routing | LayerSums]:
     """What the routers have recorded; they record no longer."""
     recorded = [router.recorded for router in routers if router.recorded is not None]
     for router in routers:
-        router.recording, router.num_sequences, router.mask_SN, router.recorded = False, None, None, None
+        router.recording = False
+        router.num_sequences = router.mask_SN = router.draws = router.recorded = None
     return recorded
 
 

@@ -22,6 +22,7 @@ TERMS = (
     [{"window": window, "weight": exactness.WEIGHT} for window in (1, 4, 12)],
     [{"window": 12, "weight": exactness.WEIGHT, "estimator": "prefix"}, {"window": 2, "weight": exactness.WEIGHT}],
     [{"window": 12, "weight": exactness.WEIGHT, "estimator": "ema", "half_life": 2.0}],
+    [{"window": window, "weight": exactness.WEIGHT, "shuffled": True} for window in (1, 4)],
 )
 
 # Everything that is carried from step to step.

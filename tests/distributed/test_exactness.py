@@ -48,13 +48,16 @@ def test_loss_and_gradients_of_uneven_ranks_are_those_of_the_whole_batch(ranks) 
             assert rank[i]["loss"] == pytest.approx(expected_loss, rel=1e-10)
             assert exactness.relative_error(rank[i]["gradients"], expected) < 1e-10
         compared += 1
-    assert compared == 2 * len({sizes for _, sizes, _, _ in cases(len(ranks))})
+    assert compared == 4 * len({sizes for _, sizes, _, _ in cases(len(ranks))})
 
 
 def test_all_layers_and_terms_share_one_collective_per_forward_pass(ranks) -> None:
     for i, (terms, sizes, _, _) in enumerate(cases(len(ranks))):
         layout, term_list = Layout(sizes), exactness.run_config(TERMS[terms]).balance.terms
-        counted = any(term.estimator == "exact" and layout.spans_passes(int(term.window)) for term in term_list)
+        reach = [
+            exactness.BATCH if term.shuffled else int(term.window) for term in term_list if term.estimator == "exact"
+        ]
+        counted = any(layout.spans_passes(window) for window in reach)
         forward_passes = layout.num_passes * (1 + counted)
         for rank in ranks:
             # The last reduction is that of the logged values, once per measured step, not per pass.

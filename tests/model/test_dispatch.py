@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Qwen3MoeForCausalLM
 
+from moe.balance.statistics import Draws
 from moe.config import ModelConfig
 from moe.model.build import build_model, num_parameters, routers, use_our_parts
 from moe.model.objective import Objective
@@ -119,17 +120,19 @@ def test_counting_and_routing_end_behind_the_last_router_and_give_the_statistics
     objective = Objective(build())
     tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(16) < torch.tensor([16, 3, 9, 1])[:, None]
-    for mask_SN in (None, mask):
-        expected = objective(tokens, mask_SN).statistics
+    for mask_SN, draws in ((None, None), (mask, None), (mask, Draws(tokens % 7, 7))):
+        expected = objective(tokens, mask_SN, draws).statistics
         ran: list[int] = []
         handles = [
             layer.mlp.experts.register_forward_hook(lambda *_, i=i, ran=ran: ran.append(i))
             for i, layer in enumerate(objective.model.model.layers)
         ]
-        assert torch.equal(objective.count(tokens, mask_SN), expected.counts_LSE)
+        counted = objective.count(tokens, mask_SN, draws)
+        assert torch.equal(counted[0], expected.counts_LSE) and torch.equal(counted[1], expected.drawn_LDE)
         assert ran == list(range(len(objective.model.model.layers) - 1))
         routed = objective.route(tokens, mask_SN)
-        assert all(torch.equal(a, b) for a, b in zip(routed, expected, strict=True))
+        # Nothing asks for draws of a batch that is routed alone.
+        assert all(torch.equal(a, b) for a, b in zip(routed[:-1], expected[:-1], strict=True))
         assert ran == 2 * list(range(len(objective.model.model.layers) - 1))
         for handle in handles:
             handle.remove()
@@ -139,7 +142,7 @@ def sums_and_gradient(objective: Objective, tokens: torch.Tensor) -> list[torch.
     """Statistics of a padded batch, and the gradients of the loss and of all of them."""
     objective.zero_grad()
     mask = torch.arange(tokens.shape[1]) < torch.tensor([16, 3, 9, 1])[:, None]
-    nats, statistics = objective(tokens, mask)
+    nats, statistics = objective(tokens, mask, Draws(tokens % 7, 7))
     weights_LSE = torch.randn(statistics.scores_LSE.shape, generator=torch.Generator().manual_seed(1))
     (nats + (statistics.scores_LSE * weights_LSE).sum() + statistics.squares_LS.sum()).backward()
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
@@ -158,7 +161,10 @@ def test_sums_inside_the_layer_are_those_of_the_recorded_routing_also_where_acti
     found = sums_and_gradient(plain, tokens)
     for inside, outside in zip(found, sums_and_gradient(recomputing, tokens), strict=True):
         assert torch.allclose(inside, outside, rtol=1e-5, atol=1e-6 * float(outside.abs().max()))
-    assert all(router.recorded is router.mask_SN is router.num_sequences is None for router in routers(plain.model))
+    assert all(
+        router.recorded is router.mask_SN is router.draws is router.num_sequences is None
+        for router in routers(plain.model)
+    )
 
 
 def test_a_pass_that_fails_leaves_the_routers_ready_for_one_of_another_shape() -> None:
