@@ -81,6 +81,7 @@ def data(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> int | None:
     """train one run, or continue it"""
     from moe import launch
+    from moe.branches import start
 
     hardware = _settings(HardwareConfig, args.hardware, "--hardware")
     config = read_json(RunConfig, args.config)
@@ -103,10 +104,12 @@ def train(args: argparse.Namespace) -> int | None:
         made = ("model", "train.jsonl", "speed.jsonl", "counts.parquet", "train.json")
         if waited and all((folder / name).exists() for name in made):
             print(f"{run}: trained by the other process")
-        elif hardware.processes > 1:
+            return None
+        if args.source:
+            start(config, args.source, args.state)
+        if hardware.processes > 1:
             return launch.launch(args.argv, processes=hardware.processes, threads=hardware.threads, lock=held)
-        else:
-            _train(args, config, hardware)
+        _train(args, config, hardware)
     return None
 
 
@@ -121,6 +124,7 @@ def _train(args: argparse.Namespace, config: RunConfig, hardware: HardwareConfig
         state_folder=args.state,
         hardware=hardware,
         skip_nonfinite=args.skip_nonfinite,
+        keep=args.keep,
     )
 
 
@@ -249,6 +253,19 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
         "--state": FILE,
         "--hardware": JSON,
         "--skip-nonfinite": {"action": "store_true", "help": "leave out steps whose gradient is not finite"},
+        "--keep": {
+            "type": int,
+            "nargs": "*",
+            "default": [],
+            "metavar": "STEP",
+            "help": "leave the state after these steps, in <state>.branches/<step>, for runs that switch there",
+        },
+        "--from": {
+            "type": Path,
+            "dest": "source",
+            "metavar": "PATH",
+            "help": "start where the parent has left its state, if it has",
+        },
     },
     evaluate: {
         "--run": PAIR | {"nargs": 3, "metavar": ("RUN", "DATA", "OUT"), "help": "a trained run, its data, the record"},

@@ -9,7 +9,8 @@ from moe.size import num_parameters
 from moe.sweep import Plan
 
 GB = 10**9
-BYTES_PER_PARAMETER = 4 + 12  # the model in fp32, and the resumable state: weights and AdamW's two moments
+STATE_BYTES = 12  # of a parameter in the resumable state: weights and AdamW's two moments
+BYTES_PER_PARAMETER = 4 + STATE_BYTES  # the model in fp32 too
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Cost:
 
     runs: int
     tokens: int
-    """Training tokens of all runs."""
+    """Training tokens of all runs; those that a run shares with its parent count once."""
     hours: float
     """Wall time of the training alone."""
     run_bytes: int
@@ -28,7 +29,7 @@ class Cost:
     gpu_bytes: int
     """Peak memory of one GPU of the largest training run, where the scale is made for GPUs."""
     disk_bytes: int
-    """Checkpoints, resumable state and packed tokens; downloads are not counted."""
+    """Checkpoints, resumable state, also what is left for branches, and packed tokens; downloads are not counted."""
 
 
 def estimate(plan: Plan, *, cores: int, memory_mb: int | None) -> Cost:
@@ -41,8 +42,11 @@ def estimate(plan: Plan, *, cores: int, memory_mb: int | None) -> Cost:
         slots.append(memory_mb // requested_mb(run_bytes))
     parallel = max(1, min(slots))
     tokens = sum(num_tokens(config) for config in plan.configs.values())
+    for run, (_, step) in plan.branches.items():
+        tokens -= num_tokens(plan.configs[run]) * step // plan.configs[run].train.steps
     packed = sum(len(data.domains) * (data.train_tokens + data.heldout_tokens) for data in plan.data.values())
     checkpoints = sum(num_parameters(config)[0] for config in plan.configs.values()) * BYTES_PER_PARAMETER
+    left = sum(len(steps) * num_parameters(plan.configs[run])[0] for run, steps in plan.kept.items())
     return Cost(
         runs=len(plan.configs),
         tokens=tokens,
@@ -50,7 +54,7 @@ def estimate(plan: Plan, *, cores: int, memory_mb: int | None) -> Cost:
         run_bytes=run_bytes,
         side_by_side=parallel,
         gpu_bytes=max(gpu_bytes(config, hardware) for config in plan.configs.values()) if hardware.gpu_gb else 0,
-        disk_bytes=checkpoints + 2 * packed,
+        disk_bytes=checkpoints + left * STATE_BYTES + 2 * packed,
     )
 
 

@@ -142,8 +142,9 @@ class Step:
     ) -> dict | None:
         """One update from the whole global batch int64 [B, N]; returns its metrics if asked to `measure`.
 
-        The metrics are those of the batch before the update; they are None for a skipped step. With `record` the counts
-        of every sequence [L, B, E] are `pool.totals(1)` after it. Raises `NonFiniteError`.
+        The metrics are those of the batch before the update; they are None for a skipped step, and so is the balance
+        loss of a term that does not act in this step. With `record` the counts of every sequence [L, B, E] are
+        `pool.totals(1)` after it. Raises `NonFiniteError`.
         """
         meter = self.accumulate(step, tokens_BN, stopwatch, measure=measure, record=record)
         rate = learning_rate(self.config.train, step)
@@ -169,7 +170,10 @@ class Step:
         stopwatch.lap("optimizer")
         if meter is None or self._nonfinite > 0:
             return None
-        return {"learning_rate": rate, "grad_norm": float(norm), **meter.metrics(self.accelerator, self.pool)}
+        metrics = meter.metrics(self.accelerator, self.pool)
+        pairs = zip(self.terms, metrics["balance"], strict=True)
+        metrics["balance"] = [value_L if is_active(term, step) else None for term, value_L in pairs]
+        return {"learning_rate": rate, "grad_norm": float(norm), **metrics}
 
     def accumulate(
         self,

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moe.branches import branch
 from moe.config import (
     BalanceTerm,
     DataConfig,
@@ -84,6 +85,20 @@ class Plan:
             found.setdefault(series_of(row.run), {})[row.seed] = None
         # Each experiment uses the first seeds of the scale, so the longest list holds the others.
         return {series: tuple(seed for seed in self.scale.seeds if seed in seeds) for series, seeds in found.items()}
+
+    @cached_property
+    def branches(self) -> dict[str, tuple[str, int]]:
+        """Of every run that starts from another run of the plan: that run, and after how many steps."""
+        found = {run: (run_name(parent[0]), parent[1]) for run, c in self.configs.items() if (parent := branch(c))}
+        return {run: pair for run, pair in found.items() if pair[0] in self.configs}
+
+    @cached_property
+    def kept(self) -> dict[str, list[int]]:
+        """Steps after which a run leaves its state for others."""
+        steps: dict[str, set[int]] = {}
+        for parent, step in self.branches.values():
+            steps.setdefault(parent, set()).add(step)
+        return {run: sorted(found) for run, found in steps.items()}
 
     @cached_property
     def timed(self) -> list[str]:

@@ -11,6 +11,8 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from moe import provenance
+from moe.branches import left_for_branches
 from moe.checkpoint import load_checkpoint, save_checkpoint
 from moe.config import RunConfig, check_capacity
 from moe.counts import SequenceCounts
@@ -46,8 +49,11 @@ def train(
     state_folder: Path,
     hardware: HardwareConfig,
     skip_nonfinite: bool = False,
+    keep: Collection[int] = (),
 ) -> None:
     """Train `config` on the packed data of `data_folder`; every process of one training makes this call.
+
+    After each of the steps `keep` the state is left for children (see `moe/branches.py`).
 
     A step whose gradient is not finite is left out and counted with `skip_nonfinite`; else the state before it is kept
     and `ConfigError` names its step, layer and domain. Raises `ConfigError` too where the batch cannot be split over
@@ -104,7 +110,8 @@ def train(
     for step in range(first_step, settings.steps):
         done = step + 1
         save = done % hardware.checkpoint_every == 0 or done == settings.steps
-        measure = save or done % hardware.log_every == 0
+        logged = save or done % hardware.log_every == 0
+        measure = logged or done in keep
         stopwatch = Stopwatch(accelerator.device, measure=measure)
         tokens_BN = batches.tokens(step)
         stopwatch.lap("data")
@@ -119,6 +126,8 @@ def train(
                 f"step {error.step + 1}: {found}; the state before this step is kept: run the same command with "
                 "--skip-nonfinite to leave such steps out, or lower train.learning_rate or the weights of balance.terms"
             ) from None
+        if not logged:
+            metrics = None  # measured to be sure that the state is finite
         if metrics is not None and hardware.tracker:
             accelerator.log(_flat(metrics), step=done)
         if log is not None and progress is not None:
@@ -128,6 +137,9 @@ def train(
                 log.write({**head, **metrics, "seconds": stopwatch.seconds})
                 if save:
                     log.counts.add(done, step_once.pool.totals(1))
+        if saves and done in keep:
+            with left_for_branches(state_folder, done) if writes else nullcontext(state_folder) as folder:
+                save_checkpoint(folder, done, objective, optimizer, step_once.state, writes=writes)
         stopping = stop.requested
         if shard:  # only the first process is told, and all have to save
             stopping = bool(accelerator.reduce(torch.tensor(float(stopping), device=accelerator.device)) > 0)
@@ -215,7 +227,8 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
     """Scalars for a tracker: the mean over layers of every per-layer metric, one balance value per term."""
     flat = {name: value for name, value in metrics.items() if isinstance(value, float)}
     for i, values in enumerate(metrics["balance"]):
-        flat[f"balance/{i}"] = sum(values) / len(values)
+        if values is not None:
+            flat[f"balance/{i}"] = sum(values) / len(values)
     for name, values in metrics.items():
         if isinstance(values, list) and name != "balance":
             flat[name] = sum(values) / len(values)

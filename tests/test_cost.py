@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from moe.config import RunConfig
-from moe.cost import check_memory, estimate
+from moe.cost import check_memory, estimate, num_tokens
 from moe.memory import latency_bytes, requested_mb, train_bytes
 from moe.model import build
 from moe.settings import ConfigError
 from moe.size import num_parameters
-from moe.sweep import Plan, load_plan
+from moe.sweep import Plan, load_plan, run_name
 
 ROOT = Path(__file__).parents[1]
 DATA = {"domains": [{"name": "law", "source": {"corpus": "china-law"}}], "vocab_size": 300}
@@ -38,6 +38,26 @@ def test_the_hours_are_those_of_the_runs_that_memory_allows_too():
     costs = [estimate(plan, cores=8, memory_mb=memory_mb) for memory_mb in (one, 2 * one, 8 * one, None)]
     assert [cost.side_by_side for cost in costs] == [1, 2, 8, 8]
     assert costs[0].hours == 2 * costs[1].hours == 8 * costs[2].hours
+
+
+def test_steps_that_a_run_shares_with_its_parent_are_not_counted_twice():
+    plan = load_plan("smoke", ROOT / "config")
+    first, *_ = [run for run in plan.configs if run.endswith("-s1")]
+    parent = plan.configs[first]
+    (term,) = parent.balance.terms
+    late = term.model_copy(update={"window": 8, "start_step": 5})
+    terms = (term.model_copy(update={"end_step": 5}), late)
+    child = parent.model_copy(update={"balance": parent.balance.model_copy(update={"terms": terms})})
+    both = Plan(plan.name, plan.scale, plan.experiments, (), {first: parent, run_name(child): child})
+    alone = Plan(plan.name, plan.scale, plan.experiments, (), {run_name(child): child})
+    assert both.branches == {run_name(child): (first, 5)}
+    tokens = [sum(num_tokens(c) for c in p.configs.values()) for p in (both, alone)]
+    shared = 5 * parent.train.batch_sequences * parent.data.sequence_length
+    costs = [estimate(p, cores=1, memory_mb=None) for p in (both, alone)]
+    assert [cost.tokens for cost in costs] == [tokens[0] - shared, tokens[1]]
+    # Weights and two moments of the parent are left behind for the child.
+    states = [cost.disk_bytes / (16 * num_parameters(parent)[0]) for cost in costs]
+    assert states == pytest.approx([2 + 12 / 16, 1])
 
 
 def changed(section: str, **fields: object) -> Plan:

@@ -338,6 +338,20 @@ def test_of_many_arms_those_of_the_contrasts_are_timed_first():
     assert len(plan(rates).timed) == 32
 
 
+def test_a_run_that_switches_starts_from_the_run_that_does_not_if_that_is_planned():
+    def switch(step: int) -> dict[str, Any]:
+        return {"balance.terms": [{"window": 1, "end_step": step}, {"window": 32, "start_step": step}]}
+
+    switches = {"early": switch(5), "late": switch(9)}
+    made = plan({"a": {"arms": {"micro": {"balance.terms.0.window": 1}, **switches}}})
+    runs = {(row.arm, row.seed): row.run for row in made.rows}
+    assert made.branches == {
+        runs[arm, seed]: (runs["micro", seed], step) for arm, step in (("early", 5), ("late", 9)) for seed in (1, 2)
+    }
+    assert made.kept == {runs["micro", seed]: [5, 9] for seed in (1, 2)}
+    assert plan({"a": {"arms": switches}}).branches == {}
+
+
 def test_the_timed_arms_of_every_experiment_are_counted_for_itself():
     both = {"a": experiment(windows(1, 2, 4)), "b": experiment(windows(8, 16, 32))}
     made = resolve("s", scale(experiments=["a", "b"], latency={"arms": 2}), both)

@@ -119,7 +119,7 @@ def curve_frame(records: Records, experiment: str) -> pd.DataFrame:
     rows = []
     for arm, seed, run in _runs(records, experiment):
         for line in run.curve:
-            terms = {f"balance_{i}": np.mean(layers) for i, layers in enumerate(line.balance)}
+            terms = {f"balance_{i}": np.nan if x is None else np.mean(x) for i, x in enumerate(line.balance)}
             loads = {"max_vio_global": np.mean(line.max_vio_global), "max_vio_micro": np.mean(line.max_vio_micro)}
             rows.append({"arm": arm, "seed": seed, "step": line.step, "lm_loss": line.lm_loss, **terms, **loads})
     return pd.DataFrame(rows)

@@ -42,7 +42,8 @@ class CurveLine(Part):
 
     step: int
     lm_loss: Finite
-    balance: list[list[Finite]]
+    balance: list[list[Finite] | None]
+    """Per term and layer; null where the term does not act."""
     max_vio_global: list[Finite]
     max_vio_micro: list[Finite]
 

@@ -87,6 +87,24 @@ def packed_data(wildcards):
     return data_folder(wildcards.run)
 
 
+def parent_record(wildcards):
+    """The training record of the run that a run branches off."""
+    # Only its being there counts: what the child has trained does not depend on when its parent was.
+    return [ancient(f"results/runs/{parent}/train.json") for parent, _ in branch_of(wildcards.run)]
+
+
+def branch_of(run):
+    """The run that a run of the plan branches off, and after how many steps; empty without."""
+    return [PLAN.branches[run]] if run in PLAN.branches else []
+
+
+def branch_flags(wildcards):
+    """How a training leaves states for its branches, and where it starts from."""
+    flags = [f"--from results/state/{parent}.branches/{step}" for parent, step in branch_of(wildcards.run)]
+    flags += [f"--keep {' '.join(map(str, PLAN.kept[wildcards.run]))}"] if wildcards.run in PLAN.kept else []
+    return " ".join(flags)
+
+
 def run_folders(series):
     """The runs of a series."""
     return [f"results/runs/{series}-s{seed}" for seed in PLAN.seeds_of[series]]

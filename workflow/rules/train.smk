@@ -5,6 +5,7 @@ rule train:
     input:
         config="results/runs/{run}/config.json",
         data=packed_data,
+        parent=parent_record,
     output:
         model=directory("results/runs/{run}/model"),
         curve="results/runs/{run}/train.jsonl",
@@ -21,6 +22,8 @@ rule train:
     resources:
         **MACHINES,
         mem_mb=train_mb,
+        # Neither input nor param: a run is the same whatever others start from it, so it must not be trained again.
+        branches=branch_flags,
     shell:
         "{START} moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
-        ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS 2>&1 | (trap "" INT TERM; tee {log} || true)'
+        ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS {resources.branches} 2>&1 | (trap "" INT TERM; tee {log} || true)'
