@@ -47,7 +47,7 @@ class SequenceCounts:
             pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
         ):
             for path in self._files():
-                counts_LBE = np.load(path)
+                counts_LBE = np.load(path, allow_pickle=False)
                 layer, position = (index.ravel() for index in np.indices(counts_LBE.shape[:2]))
                 values = {
                     "step": np.full_like(layer, _step(path)),
