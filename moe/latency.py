@@ -5,6 +5,7 @@ with the routing that a run has learned, and with forced balance, where every ex
 is what imbalance costs on this machine.
 """
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from moe import provenance
+from moe import expert_parallel, provenance
 from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.model.build import load_model, routers
@@ -28,10 +29,16 @@ def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardw
     """Time trained runs, each a pair of run folder and data folder, and write their seconds to `out`.
 
     Per run: `train_step_seconds`, one per counted repetition; `learned` and `balanced`, each with `prefill_seconds`
-    of the whole prompt batch and `decode_seconds` of one position of the batch.
+    of the whole prompt batch and `decode_seconds` of one position of the batch. Of the machine: `expert_parallel`, see
+    `moe/expert_parallel.py`; null where two processes cannot talk.
     Raises `ConfigError` where the prompt does not fit the run's sequences.
     """
     torch.set_num_threads(hardware.threads)
+    try:
+        layers = expert_parallel.measure(warmup=settings.warmup, repeats=settings.repeats)
+    except RuntimeError as error:
+        print(f"no expert-parallel layer was timed: {error}", file=sys.stderr)
+        layers = None
     subjects = [
         _Subject(run_folder, data_folder, settings, compile=hardware.compile) for run_folder, data_folder in runs
     ]
@@ -41,7 +48,8 @@ def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardw
     for repeat in range(settings.warmup + settings.repeats):
         for subject in subjects:
             subject.repeat(repeat, counted=repeat >= settings.warmup)
-    provenance.write_json(out, record | {"runs": {subject.name: subject.seconds for subject in subjects}})
+    record |= {"runs": {subject.name: subject.seconds for subject in subjects}, "expert_parallel": layers}
+    provenance.write_json(out, record)
 
 
 class _Subject:

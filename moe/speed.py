@@ -8,11 +8,14 @@ import gc
 import os
 import platform
 import sys
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from moe.data.wheels import cache_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # its import takes seconds, and memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 1 << 30
@@ -30,7 +33,7 @@ def keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def compile_layers(model: PreTrainedModel) -> bool:
+def compile_layers(model: "PreTrainedModel") -> bool:
     """Let torch compile every decoder layer at its first call; false, and nothing done, where no compiler works.
 
     Layers of one shape share their code, and it is kept in the cache folder for other runs.
