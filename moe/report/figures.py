@@ -13,6 +13,7 @@ from moe.report import measures, routing_figures, text
 from moe.report.estimator_figure import estimator_drawing
 from moe.report.loss_figures import forest_drawing, headline_drawing, shown_styles
 from moe.report.records import Records
+from moe.report.straggler_figure import straggler_drawing
 from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, context, legend_below, save
 
 
@@ -147,7 +148,8 @@ def write_figures(records: Path, runs: Path, out: Path) -> None:
     Equal records give equal bytes. Raises `ConfigError` for a record that is missing or damaged.
     """
     book, entries = Records(records, runs), []
-    makers = (headline_drawing, forest_drawing, training_drawing, *routing_figures.DRAWINGS, latency_drawing)
+    makers = (headline_drawing, forest_drawing, training_drawing, *routing_figures.DRAWINGS)
+    makers = (*makers, latency_drawing, straggler_drawing)
     with complete_folder(out) as folder, context():
         drawings = (make(book, experiment) for experiment in book.table.experiments for make in makers)
         for drawing in filter(None, (*drawings, estimator_drawing(book))):

@@ -108,12 +108,39 @@ class Timing(Part):
     balanced: Phases
 
 
+Seconds = Annotated[Finite, Field(gt=0)]
+
+
+class LayerSeconds(Part):
+    """A real expert-parallel layer: selections [processes, experts] and least seconds."""
+
+    pattern: str
+    tokens: int
+    counts: list[list[int]] = Field(min_length=1)
+    seconds: Seconds
+
+
+class ExpertParallel(Part):
+    """Layers of two processes, and their parts alone: least seconds by size (bytes or rows)."""
+
+    experts: int
+    top_k: int
+    hidden_size: int
+    expert_size: int
+    value_bytes: int
+    transfer: dict[int, Seconds] = Field(min_length=2)
+    product: dict[int, Seconds] = Field(min_length=2)
+    sort: dict[int, Seconds] = Field(min_length=2)
+    layers: list[LayerSeconds] = Field(min_length=1)
+
+
 class LatencyRecord(Stamp):
     """`latency.json`: runs that were timed side by side, repetition by repetition."""
 
     schema_: Literal["moe-latency/1"] = Field(alias="schema")
     settings: LatencyConfig
     runs: dict[str, Timing]
+    expert_parallel: ExpertParallel | None = None
 
 
 class Gradient(Part):

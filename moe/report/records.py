@@ -1,11 +1,13 @@
 """Read `runs.json` and the records of its runs, checked once, so that tables and figures can rely on them.
 
-A file that is missing or damaged raises `ConfigError`, which names it and the command that makes it again. Only two
-files beside `runs.json` may be absent: without `latency.json`, or for a run that it leaves out, times say "not run";
-without `estimators.json` nothing is said of estimators.
+A file that is missing or damaged raises `ConfigError`, which names it and the command that makes it again. Two files
+beside `runs.json` may be absent: without `latency.json`, or for a run that it leaves out, times say "not run"; without
+`estimators.json` nothing is said of estimators. So may `counts.parquet` of a run, which older code did not write:
+nothing is said then of its time under expert parallelism.
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from moe.report.record_types import (
 from moe.settings import ConfigError
 
 ROUTING_COLUMNS = ["domain", "layer", "expert", "tokens", "top_k_score_sum"]
+COUNTS_COLUMNS = ["step", "layer", "position", "counts"]
 
 
 class Routing:
@@ -47,19 +50,38 @@ class Routing:
         self.tokens_D = self.counts_DLE[:, 0].sum(axis=-1) / top_k
 
 
+class Counts:
+    """Selections while a run trained: arrays over recorded steps, layers, sequences and experts (S, L, B, E)."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        table = table.sort_values(["step", "layer", "position"])
+        self.steps = sorted(set(table["step"].tolist()))
+        size = len(self.steps), table["layer"].nunique(), table["position"].nunique()
+        self.counts_SLBE = np.stack(table["counts"].tolist()).astype(np.int64).reshape(*size, -1)
+
+
 class Run:
     """One run of the table and its records: config, train, curve and speed (the logged steps), evaluation, routing,
     timing."""
 
     def __init__(self, folder: Path, seed: int, data: str, timing: Timing | None, remedy: str) -> None:
         self.seed, self.data = seed, data
+        self._folder, self._remedy = folder, remedy
         self.config: RunConfig = read_record(RunConfig, folder / "config.json", remedy)
         self.train: TrainRecord = read_record(TrainRecord, folder / "train.json", remedy)
         self.curve: list[CurveLine] = _lines(CurveLine, folder / "train.jsonl", remedy)
         self.speed: list[SpeedLine] = _lines(SpeedLine, folder / "speed.jsonl", remedy)
         self.evaluation: EvaluationRecord = read_record(EvaluationRecord, folder / "evaluation.json", remedy)
-        self.routing = _routing(folder / "routing.parquet", self.config.model.top_k, remedy)
+        self.routing: Routing = _parquet(
+            lambda table: Routing(table, self.config.model.top_k), folder / "routing.parquet", ROUTING_COLUMNS, remedy
+        )
         self.timing = timing
+
+    @cached_property
+    def counts(self) -> Counts | None:
+        """What `counts.parquet` holds, or None where the run has none."""
+        path = self._folder / "counts.parquet"
+        return _parquet(Counts, path, COUNTS_COLUMNS, self._remedy) if path.exists() else None
 
     @property
     def windows(self) -> list[int]:
@@ -149,10 +171,10 @@ def _lines(schema: Any, path: Path, remedy: str) -> list[Any]:
     return [_validated(schema, line, path, remedy) for line in lines]
 
 
-def _routing(path: Path, top_k: int, remedy: str) -> Routing:
+def _parquet(make: Callable[[pd.DataFrame], Any], path: Path, columns: list[str], remedy: str) -> Any:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            return Routing(file.read(ROUTING_COLUMNS).to_pandas(), top_k)
+            return make(file.read(columns).to_pandas())
     except FileNotFoundError:
         raise ConfigError(f"{path}: missing; make it with: {remedy}") from None
     except (OSError, pyarrow.lib.ArrowException, KeyError, ValueError) as error:

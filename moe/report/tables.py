@@ -21,6 +21,7 @@ from moe.report.measurement_tables import downstream_table, latency_table, layer
 from moe.report.outcome_tables import prediction_table, recovery_table
 from moe.report.paper_effects import effect_table
 from moe.report.records import Records
+from moe.report.straggler_tables import scale_tables, straggler_tables
 from moe.report.table import Table
 
 DATA: dict[str, Callable[[Records, str], pd.DataFrame]] = {
@@ -53,8 +54,9 @@ def all_tables(records: Records) -> list[Table]:
             tables.append(
                 Table(name, "data", f"Data: {name}", (make.__doc__ or "").split("\n")[0], frame, None, experiment)
             )
+        tables += straggler_tables(records, experiment)
     made = [table for table in tables if table is not None]
-    return [*made, *estimator_tables(records), paper_table(), effect_table()]
+    return [*made, *estimator_tables(records), *scale_tables(records), paper_table(), effect_table()]
 
 
 def paper_table() -> Table:

@@ -145,7 +145,24 @@ def _latency(runs):
         step = 0.16 + 0.003 * i + 0.02 * moment + 0.001 * rng.random(5)
         found[run] = {"train_step_seconds": step.tolist(), "learned": learned, "balanced": balanced}
     head = {"settings": LatencyConfig().model_dump(), "threads": 1}
-    return stamp("moe-latency/1", device="Example CPU, 2 cores", **head) | {"runs": found}
+    body = {"runs": found, "expert_parallel": expert_parallel_record()}
+    return stamp("moe-latency/1", device="Example CPU, 2 cores", **head) | body
+
+
+def expert_parallel_record():
+    """A machine that follows the model but for some noise."""
+    rng = np.random.default_rng(3)
+    layers = []
+    for tokens in (128, 512, 2048):
+        for pattern, share in (("balanced", 0.5), ("skew 1.0", 0.7), ("all to one process", 1.0)):
+            near, far = (int(part * tokens * 2 / 8) for part in (share, 1 - share))
+            seconds = 8e-4 + 6e-7 * tokens + 1.6e-5 * near + 16 * near * 512 / 2e9
+            layer = {"pattern": pattern, "tokens": tokens, "counts": 2 * [8 * [near] + 8 * [far]]}
+            layers.append(layer | {"seconds": float(seconds * np.exp(0.1 * rng.normal()))})
+    size = {"experts": 16, "top_k": 2, "hidden_size": 128, "expert_size": 128, "value_bytes": 4}
+    lines = {"transfer": (1e-4, 1 / 2e9), "product": (4e-4, 1e-6), "sort": (1e-4, 3e-7)}
+    parts = {name: {str(x): start + slope * x for x in (200, 2_000_000)} for name, (start, slope) in lines.items()}
+    return size | parts | {"layers": layers}
 
 
 def estimators_record(run, seed, *, passes=(2, 4, 8, 16, 32), timed=(1, 2, 8, 32), overhead=0.02):

@@ -44,9 +44,13 @@ def test_layer_measures_come_from_the_routing_file(drawn):
     assert row["information"].to_numpy() == pytest.approx(expected, rel=1e-5)
 
 
+ESTIMATES = ("stragglers", "expert_parallel", "capacity")
+
+
 def test_every_written_table_marks_where_its_numbers_come_from(drawn):
     marks = {"paper": {"quoted"}, "paper-effects": {"quoted"}, "balance_window-variables": {"set"}}
     marks["balance_window-recovery"] = {"measured", "quoted"}
+    marks |= dict.fromkeys(("count_sync", *(f"balance_window-{name}" for name in ESTIMATES)), {"estimated"})
     for path in drawn.tables.glob("*.csv"):
         status = set(pd.read_csv(path)["status"])
         assert status == marks.get(path.stem, {"measured"}), path.name
