@@ -27,7 +27,8 @@ def divide(objective: Objective, values: Objective | None, device: torch.device)
     objective.to_empty(device=device)
     # Its frequencies are computed and not stored: no memory was filled with them.
     rotary = objective.model.model.rotary_emb
-    objective.model.model.rotary_emb = type(rotary)(objective.model.config).to(device)
+    for name, frequencies in type(rotary)(objective.model.config).named_buffers():
+        rotary.get_buffer(name).copy_(frequencies)
     weights = {} if values is None else dict(values.named_parameters())
     for name, parameter in objective.named_parameters():
         fill(parameter, weights.get(name, torch.empty(parameter.shape, dtype=parameter.dtype)))

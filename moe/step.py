@@ -232,7 +232,9 @@ class Step:
                     # One product for all terms, since each is linear in the score sums.
                     loss = loss + (coefficients_LSE.to(statistics.scores_LSE.dtype) * statistics.scores_LSE).sum()
                 if last and settings.balance.similarity_weight:
-                    similarity_L = similarity_loss(torch.stack([r.weight for r in routers(self.objective.model)]))
+                    similarity_L = similarity_loss(
+                        torch.stack([whole(r.weight) for r in routers(self.objective.model)])
+                    )
                     loss = loss + settings.balance.similarity_weight * similarity_L.mean()
                     if meter is not None:
                         meter.similarity_L = similarity_L.detach()

@@ -21,16 +21,27 @@ from tests.stage import saved_steps, start, training, wait_until, weights
 TERMS = [{"window": window, "weight": 0.3} for window in (1, 4, 6, 12)]
 
 
-@pytest.mark.parametrize("processes, num_shared_experts", [(2, 2), (3, 0)])
+BIAS = {"window": 4, "rate": 0.01}
+
+
+@pytest.mark.parametrize(
+    "processes, num_shared_experts, balance",
+    [
+        (2, 2, {"terms": TERMS, "bias": BIAS}),
+        (3, 0, {"terms": TERMS, "bias": BIAS}),
+        (2, 0, {"terms": TERMS, "similarity_weight": 0.05, "capacity": {"factor": 1.2, "window": 1}}),
+        (2, 0, {"terms": [], "forced": True}),
+    ],
+)
 def test_a_divided_training_follows_that_of_one_process(
-    processes: int, num_shared_experts: int, tiny_data, tmp_path: Path
+    processes: int, num_shared_experts: int, balance: dict, tiny_data, tmp_path: Path
 ) -> None:
     config, packed = tiny_data
     config = tiny_config(
         config,
         model={"num_shared_experts": num_shared_experts},
         train={"sequences_per_pass": 2, "activation_checkpointing": num_shared_experts > 0},
-        balance={"terms": TERMS, "bias": {"window": 4, "rate": 0.01}},
+        balance=balance,
     )
     alone = curve(config, packed, tmp_path / "alone", 1)
     divided = curve(config, packed, tmp_path / "divided", processes, shard=True)
