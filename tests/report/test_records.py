@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from moe.report.measures import curve_frame
 from moe.report.records import Records
 from moe.report.tables import write_tables
 from moe.settings import ConfigError
@@ -69,3 +70,13 @@ def test_a_speed_of_zero_is_damaged(copy):
     (next(copy[1].iterdir()) / "speed.jsonl").write_text('{"step": 400, "tokens_per_second": 0}\n')
     with pytest.raises(ConfigError, match=r"speed\.jsonl: damaged"):
         Records(*copy)
+
+
+def test_where_a_term_does_not_act_the_curves_have_no_value(copy):
+    records, runs = copy
+    path = sorted(runs.iterdir())[0] / "train.jsonl"
+    head, rest = path.read_text().split("\n", 1)
+    line = json.loads(head)
+    path.write_text(json.dumps({**line, "balance": [None, *line["balance"][1:]]}) + "\n" + rest)
+    curves = curve_frame(Records(records, runs), "balance_window")
+    assert curves[curves["balance_0"].isna()]["step"].tolist() == [line["step"]] and len(curves) > 1
