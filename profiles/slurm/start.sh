@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# start.sh MACHINES PROCESSES MODULE ARGUMENT...: one training on all machines of this SLURM job, so many processes on each.
+# start.sh MACHINES PROCESSES MODULE ARGUMENT...
+# One training on all machines of this SLURM job, with so many processes on each.
 set -euo pipefail
 machines=$1 processes=$2
 shift 2
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
-  echo "error: hardware.nodes is $machines: only a job of a cluster has so many machines (--workflow-profile profiles/slurm)" >&2
+  echo "error: hardware.nodes is $machines: only a cluster has them (--workflow-profile profiles/slurm)" >&2
   exit 1
 fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
