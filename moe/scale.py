@@ -64,7 +64,7 @@ class HardwareConfig(Settings):
     processes: int = Field(default=1, ge=1)
     """Processes of one training run on each of its machines; they train together through Accelerate."""
     nodes: int = Field(default=1, ge=1)
-    """Machines of one training run; more than one are started by `profiles/slurm/start.sh` (docs/clusters.md)."""
+    """Machines of one training run; more than one belong to a job of a cluster (docs/clusters.md)."""
     shard: bool = False
     """Divide weights, gradients and optimizer over all processes (FSDP2), instead of keeping them whole in each."""
     threads: int = Field(default=1, ge=1)

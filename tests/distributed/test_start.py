@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_processes_of_two_machines_train_the_run_of_one_process(tiny_data, t
     hardware = {"nodes": 2, "shard": True, "log_every": 4, "checkpoint_every": 6}
     arguments = ["--config", run / "config.json", "--data", packed, "--state", run / "state"]
     done = subprocess.run(
-        ["bash", "profiles/slurm/start.sh", "2", "1", "moe", "train", *arguments, "--hardware", json.dumps(hardware)],
+        [sys.executable, "-m", "moe", "train", *arguments, "--hardware", json.dumps(hardware)],
         cwd=ROOT,
         env={
             **os.environ,
@@ -58,10 +59,13 @@ def test_the_processes_of_two_machines_train_the_run_of_one_process(tiny_data, t
         assert b["lm_loss"] == pytest.approx(a["lm_loss"], rel=2e-5)
 
 
-def test_the_stage_alone_does_not_pretend_to_be_several_machines(tiny_data, tmp_path: Path) -> None:
+def test_several_machines_outside_of_a_cluster_are_refused_in_one_sentence(
+    tiny_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     config, packed = tiny_data
     command = training(tmp_path, packed, tiny_config(config))
     process = start(*command[:-1], json.dumps({"nodes": 2}))
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert error.startswith("error: hardware.nodes (2): ") and error.count("\n") == 1
+    assert error.startswith("error: hardware.nodes is 2: ") and error.count("\n") == 1

@@ -1,14 +1,12 @@
 """What a cluster is asked for, by a dry run with the profile for SLURM."""
 
-import os
 import re
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.workflow.project import ROOT, copy_project, run, use_cluster
+from tests.workflow.project import copy_project, run, use_cluster
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def test_a_paper_scale_is_planned_in_seconds_with_one_job_on_many_machines_per_t
     for job in trainings:
         assert f"nodes={machines}, tasks={machines}, mpi=srun" in job
         assert "gres=gpu:8" in job
-        assert f"bash profiles/slurm/start.sh {machines} 8 moe train --config results/runs/" in job
+        assert "python -m moe train --config results/runs/" in job
         assert int(re.findall(r"mem_mb=(\d+)", job)[0]) > gigabytes * 1000
     assert "GPU-hours in all (estimated)" in text
     # What runs in one process on one GPU is left out.
@@ -58,17 +56,9 @@ def test_a_scale_of_one_gpu_asks_for_it_and_one_of_cpus_does_not(project: Path):
         assert jobs_of(rule, text)
     assert all("gres" not in job for job in jobs_of("evaluate", text))
     text = dry_run(project, "scale=cpu")
-    assert "gres" not in text and "start.sh" not in text and "GPU" not in text
+    assert "gres" not in text and "nodes=" not in text and "GPU" not in text
 
 
 def test_a_users_own_resources_are_kept(project: Path):
     text = dry_run(project, "scale=gpu", "--set-resources", "train:gres=gpu:h100:1", "train:slurm_partition=long")
     assert all("gres=gpu:h100:1" in job and "slurm_partition=long" in job for job in jobs_of("train", text))
-
-
-def test_several_machines_outside_of_a_cluster_are_refused_in_one_sentence(tmp_path: Path):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-    call = ["bash", str(ROOT / "profiles" / "slurm" / "start.sh"), "4", "8", "moe", "train"]
-    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: hardware.nodes is 4: ") and done.stderr.count("\n") == 1

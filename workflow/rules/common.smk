@@ -30,10 +30,8 @@ TRAIN_FLAGS = "--skip-nonfinite" if config.get("skip_nonfinite") else "''"
 # What a cluster is asked for. A training on several machines is one job, which starts its processes there.
 ONE_GPU = {"gres": "gpu:1"} if HARDWARE.gpu_gb else {}
 MACHINES = {"gres": f"gpu:{HARDWARE.processes}"} if HARDWARE.gpu_gb else {}
-START = "python -m"
 if HARDWARE.nodes > 1:
     MACHINES |= {"nodes": HARDWARE.nodes, "tasks": HARDWARE.nodes, "mpi": "srun"}
-    START = f"bash profiles/slurm/start.sh {HARDWARE.nodes} {HARDWARE.processes}"
 # The jobs' `python` is the one that runs Snakemake, whether or not its environment is activated.
 BIN = shlex.quote(str(Path(sys.executable).parent))
 # At SIGTERM the shell waits for the stage, which has removed its temporary files or saved its state by then.

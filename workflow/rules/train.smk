@@ -25,5 +25,5 @@ rule train:
         # Neither input nor param: a run is the same whatever others start from it, so it must not be trained again.
         branches=branch_flags,
     shell:
-        "{START} moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
+        "python -m moe train --config {input.config} --data {input.data} --state results/state/{wildcards.run}"
         ' --hardware "$MOE_HARDWARE" $MOE_TRAIN_FLAGS {resources.branches} 2>&1 | (trap "" INT TERM; tee {log} || true)'
