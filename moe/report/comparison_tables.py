@@ -54,6 +54,8 @@ def contrast_table(records: Records, experiment: str) -> Table:
     frame, contrasts = measures.run_frame(records, experiment), records.contrasts(experiment)
     rows, shown = [], []
     for measure, title in MEASURES.items():
+        if frame[measure].isna().all():
+            continue
         differences = measures.arm_differences(frame, measure, contrasts)
         adjusted = holm([difference.p if difference else None for difference in differences])
         for (first, second), difference, p_holm in zip(contrasts, differences, adjusted, strict=True):

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from moe.provenance import complete_folder, write_json
 from moe.report import measures, routing_figures, text
+from moe.report.drop_figure import drop_drawing
 from moe.report.estimator_figure import estimator_drawing
 from moe.report.loss_figures import forest_drawing, headline_drawing, shown_styles
 from moe.report.records import Records
@@ -149,7 +150,7 @@ def write_figures(records: Path, runs: Path, out: Path) -> None:
     """
     book, entries = Records(records, runs), []
     makers = (headline_drawing, forest_drawing, training_drawing, *routing_figures.DRAWINGS)
-    makers = (*makers, latency_drawing, straggler_drawing)
+    makers = (*makers, drop_drawing, latency_drawing, straggler_drawing)
     with complete_folder(out) as folder, context():
         drawings = (make(book, experiment) for experiment in book.table.experiments for make in makers)
         for drawing in filter(None, (*drawings, estimator_drawing(book))):

@@ -10,5 +10,11 @@ MEASURES = {
     "top_k_score_sum": "top-K score sum (probability)",
     "max_vio": "MaxVio",
     "load_entropy": "load entropy / log E",
+    "router_cosine": "cosine between router rows (absolute)",
+    "own_damage": "own damage without an own expert (nats/token)",
+    "other_damage": "damage to others without it (nats/token)",
+    "damage_gap": "own damage − damage to others (nats/token)",
+    "stability": "experts that keep their domain (share)",
 }
-"""Column of the runs frame -> name in tables. From `divergence` on: means over layers of the held-out routing."""
+"""Column of the runs frame -> name in tables. From `divergence` on: means over layers of the held-out routing; from
+`router_cosine` on, see `moe/report/specialisation_measures.py`: not of every run."""

@@ -16,6 +16,7 @@ from moe.analysis import specialisation
 from moe.analysis.statistics import PairedDifference, paired_difference
 from moe.report.measure_names import MEASURES
 from moe.report.records import Records, Run
+from moe.report.specialisation_measures import ownership
 
 MOST_ARMS = 21
 """Arms that can be told apart in one figure: as many have a style of their own."""
@@ -42,6 +43,7 @@ def run_frame(records: Records, experiment: str) -> pd.DataFrame:
                 "bits_per_byte": average.bits_per_byte,
                 "perplexity": average.perplexity,
                 **means.loc[(arm, seed)],
+                **ownership(run),
             }
         )
     return pd.DataFrame(rows)

@@ -32,7 +32,7 @@ from moe.report.record_types import (
 from moe.settings import ConfigError
 
 ROUTING_COLUMNS = ["domain", "layer", "expert", "tokens", "top_k_score_sum"]
-COUNTS_COLUMNS = ["step", "layer", "position", "counts"]
+COUNTS_COLUMNS = ["step", "layer", "position", "domain", "counts"]
 
 
 class Routing:
@@ -51,13 +51,15 @@ class Routing:
 
 
 class Counts:
-    """Selections while a run trained: arrays over recorded steps, layers, sequences and experts (S, L, B, E)."""
+    """Selections while a run trained: arrays over recorded steps, layers, sequences and experts (S, L, B, E), and the
+    domain of each sequence."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         table = table.sort_values(["step", "layer", "position"])
         self.steps = sorted(set(table["step"].tolist()))
         size = len(self.steps), table["layer"].nunique(), table["position"].nunique()
         self.counts_SLBE = np.stack(table["counts"].tolist()).astype(np.int64).reshape(*size, -1)
+        self.domains_SB = table["domain"].to_numpy(dtype=object).reshape(size)[:, 0]
 
 
 class Run:

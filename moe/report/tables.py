@@ -21,6 +21,8 @@ from moe.report.measurement_tables import downstream_table, latency_table, layer
 from moe.report.outcome_tables import prediction_table, recovery_table
 from moe.report.paper_effects import effect_table
 from moe.report.records import Records
+from moe.report.specialisation_measures import drop_frame
+from moe.report.specialisation_table import specialisation_table
 from moe.report.straggler_tables import scale_tables, straggler_tables
 from moe.report.table import Table
 
@@ -31,6 +33,7 @@ DATA: dict[str, Callable[[Records, str], pd.DataFrame]] = {
     "routing": measures.layer_frame,
     "scores": measures.score_frame,
     "selection": measures.selection_frame,
+    "drop": drop_frame,
     "tasks": measures.task_frame,
     "timing": measures.latency_frame,
     "steps": measures.step_frame,
@@ -38,7 +41,7 @@ DATA: dict[str, Callable[[Records, str], pd.DataFrame]] = {
 """Data behind the figures, one row per run and more: files that the page links to without showing them."""
 SHOWN: tuple[Callable[[Records, str], Table | None], ...] = (
     headline_table, recovery_table, variable_table, contrast_table, perplexity_table, downstream_table, layer_table,
-    latency_table,
+    specialisation_table, latency_table,
 )  # fmt: skip
 """Tables of every experiment; None where one has nothing to say."""
 

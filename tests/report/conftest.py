@@ -59,5 +59,5 @@ def hostile(tmp_path_factory):
     experiments = {"rates": synthetic_module.Experiment.model_validate(experiment)}
     domains = (markup, picture, table, *synthetic_module.DOMAINS[3:])
     root = tmp_path_factory.mktemp("hostile")
-    absent = dict.fromkeys(("latency", "tasks", "estimators"), False)
+    absent = dict.fromkeys(("latency", "tasks", "estimators", "drop"), False)
     return draw(root, experiments=experiments, seeds=(5,), domains=domains, **absent)

@@ -66,7 +66,15 @@ def run_config(fields, seed):
 
 
 def write_records(
-    root: Path, experiments=None, *, seeds=(0, 1, 2), domains=DOMAINS, latency=True, tasks=True, estimators=True
+    root: Path,
+    experiments=None,
+    *,
+    seeds=(0, 1, 2),
+    domains=DOMAINS,
+    latency=True,
+    tasks=True,
+    estimators=True,
+    drop=True,
 ) -> tuple[Path, Path]:
     """Write `runs.json` and the run folders; an experiment's arms are those of its first axis."""
     experiments = experiments or {"balance_window": WINDOW_EXPERIMENT}
@@ -79,7 +87,7 @@ def write_records(
                 run = f"{name}-{index}-s{seed}"
                 row = {"run": run, "experiment": name, "arm": arm, "labels": {axis: arm}, "seed": seed, "data": "d-12"}
                 rows.append(row)
-                write_run(root / "runs" / run, arm, run_config(fields, seed), domains, tasks=tasks)
+                write_run(root / "runs" / run, arm, run_config(fields, seed), domains, tasks=tasks, drop=drop)
     table = {
         "schema": "moe-runs/1",
         "scale": "cpu",
@@ -96,7 +104,7 @@ def write_records(
     return root / "runs.json", root / "runs"
 
 
-def write_run(folder, arm, config, domains, *, tasks):
+def write_run(folder, arm, config, domains, *, tasks, drop=True):
     """Every small record of one run."""
     seed = config.seed
     rng = np.random.default_rng([seed, len(arm)])
@@ -124,9 +132,8 @@ def write_run(folder, arm, config, domains, *, tasks):
         key: float(np.mean([row[key] for row in heldout.values()])) for key in ("nats", "perplexity", "bits_per_byte")
     }
     lm_eval = _lm_eval(rng) if tasks else None
-    write_json(
-        folder / "evaluation.json", stamp("moe-evaluation/1", **head, heldout=heldout, average=average, lm_eval=lm_eval)
-    )
+    record = stamp("moe-evaluation/1", **head, heldout=heldout, average=average, lm_eval=lm_eval)
+    write_json(folder / "evaluation.json", record | (_drop(seed, focus, domains) if drop else {}))
     _routing(folder / "routing.parquet", folder.name, seed, rng, focus, domains)
     _counts(folder / "counts.parquet", seed, focus, domains)
 
@@ -232,6 +239,16 @@ def _lm_eval(rng):
     }
     samples["lambada_openai"] = {"original": 5153, "effective": 300}
     return {"results": results, "n-samples": samples, "configs": {}, "versions": dict.fromkeys(results, 1)}
+
+
+def _drop(seed, focus, domains):
+    """Two experts in turn belong to each domain, the more the sharper the focus."""
+    rng = np.random.default_rng([seed, 8])
+    increase = 0.02 * rng.random((LAYERS, EXPERTS, len(domains))) ** 3 - 0.001
+    for expert in range(EXPERTS):
+        increase[:, expert, expert % len(domains)] += 0.05 * focus
+    dropped = {"sequences": dict.fromkeys(domains, 16), "nats": increase.round(6).tolist()}
+    return {"router_cosine": (0.1 / focus + 0.01 * rng.random(LAYERS)).tolist(), "drop_expert": dropped}
 
 
 def _routing(path, run, seed, rng, focus, domains):

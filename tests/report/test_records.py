@@ -27,7 +27,9 @@ def test_a_missing_record_is_named_with_its_command_and_leaves_nothing(copy, tmp
     assert not (tmp_path / "tables").exists()
 
 
-@pytest.mark.parametrize("name", [*FILES, "../../latency.json", "../../estimators.json", "../../runs.json"])
+@pytest.mark.parametrize(
+    "name", [*FILES, "counts.parquet", "../../latency.json", "../../estimators.json", "../../runs.json"]
+)
 def test_a_damaged_record_is_named_with_its_command(copy, tmp_path, name):
     damaged = (next(copy[1].iterdir()) / name).resolve()
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])

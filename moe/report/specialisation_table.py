@@ -1,0 +1,64 @@
+"""The table that answers: do experts belong to domains, in which arms more, and do they stay so?"""
+
+import math
+
+import pandas as pd
+
+from moe.report import measures, text
+from moe.report.measure_names import MEASURES
+from moe.report.records import Records
+from moe.report.specialisation_measures import OWN_MULTIPLE
+from moe.report.table import Table, difference_columns, seeds_per_arm
+
+SHOWN = ("divergence", "information", "router_cosine", "own_damage", "other_damage", "damage_gap", "stability")
+"""Measures of specialisation, of the columns of the runs frame."""
+
+
+def specialisation_table(records: Records, experiment: str) -> Table:
+    """Every measure of specialisation and every arm: the mean, and its paired difference to the reference arm."""
+    frame, reference = measures.run_frame(records, experiment), records.reference(experiment)
+    arms = list(records.arms(experiment))
+    rows, shown = [], []
+    for measure in SHOWN:
+        means = frame.groupby("arm")[measure].mean()
+        differences = measures.arm_differences(frame, measure, [(arm, reference) for arm in arms])
+        for arm, difference in zip(arms, differences, strict=True):
+            difference = None if arm == reference else difference
+            row = {"measure": measure, "arm": arm, "mean": float(means[arm])}
+            rows.append(row | difference_columns(difference) | {"status": "measured"})
+            missing = math.isnan(means[arm])
+            compared = text.NOT_RUN if missing else text.interval(difference)
+            shown.append(
+                {
+                    "measure": MEASURES[measure],
+                    "arm": arm,
+                    "mean": text.number(means[arm], 4),
+                    f"difference to “{reference}” [95 %]": "reference" if arm == reference else compared,
+                    "seeds": str(frame.loc[frame["arm"] == arm, measure].count()),
+                    "p": "–" if arm == reference else text.p_value(difference.p if difference else None),
+                    "status": "measured" if not missing else text.NOT_RUN,
+                }
+            )
+    caption = (
+        f"Mean over {seeds_per_arm(frame)}; 95 % t intervals of the difference paired over seeds, p-values of the "
+        "paired t-test, not adjusted. JSD and mutual information: 0 where all domains route alike. Cosine: mean "
+        "absolute cosine between two rows of a router, mean over layers. Damage: increase of the held-out loss where "
+        "one expert is never chosen and the next-best takes its place; a domain's own experts are those that it "
+        f"selects more than {OWN_MULTIPLE:g} times as often as uniform routing would, and its most selected one in "
+        "each layer; own: what the domain loses without one of them, other: what the other domains lose without the "
+        "same. Experts that everybody needs give a gap of 0; experts that only their domain needs give no damage to "
+        f"others. {_stability_note(frame)} The paper prints no such measure."
+    )
+    title = "Do experts belong to domains?"
+    return Table("specialisation", "routing", title, caption, pd.DataFrame(rows), pd.DataFrame(shown), experiment)
+
+
+def _stability_note(frame: pd.DataFrame) -> str:
+    chance = frame["stability_chance"].mean()
+    if math.isnan(chance):
+        return "Stability needs the counts of two steps of the training."
+    return (
+        "Stability: share of experts whose strongest domain in the batch of a recorded training step is their "
+        f"strongest at the next recorded step; {chance:.2f} by chance, and less than 1 also where experts stay as they "
+        "are, since a batch is a sample."
+    )
