@@ -3,6 +3,7 @@
 `write_figures` writes `<experiment>-<figure>.svg` and `.png` and `index.json`, from which the page is made.
 """
 
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -153,7 +154,7 @@ def write_figures(records: Path, runs: Path, out: Path) -> None:
     makers = (*makers, drop_drawing, latency_drawing, straggler_drawing)
     with complete_folder(out) as folder, context():
         drawings = (make(book, experiment) for experiment in book.table.experiments for make in makers)
-        for drawing in filter(None, (*drawings, estimator_drawing(book))):
+        for drawing in filter(None, chain(drawings, map(estimator_drawing, [book]))):
             save(drawing, folder)
             names = ("name", "file", "experiment", "section", "title", "caption", "alt", "data")
             entries.append({name: getattr(drawing, name) for name in names})

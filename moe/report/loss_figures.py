@@ -1,11 +1,17 @@
 """Figures of the held-out loss: its curve over the balance window, and the difference of every arm to the reference."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe.report import claims, measures, paper, paper_effects, text
 from moe.report.records import Records
 from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, arm_styles, log2_axis
+
+CURVE_WINDOWS = 3
+"""Windows that a curve needs: two are told better as a difference."""
+MOST_INSIDE = 6
+"""Arms whose legend has room inside the axes."""
 
 
 def window_figure(
@@ -20,11 +26,12 @@ def window_figure(
     `curves`: (window, arm) of the arms that differ in their window alone; `others`: the remaining arms and the window
     that they are drawn at.
     """
-    figure = Figure(figsize=(WIDTH, 6.2))
-    ours, theirs = figure.subplots(2, 1, height_ratios=(3, 2))
     placed = {arm: float(window) for curve in curves for window, arm in curve}
     # Beside the curve, not on it.
     placed |= {arm: window * 1.25 ** (1 + i) for i, (arm, window) in enumerate(others.items())}
+    # One line of the legend for two arms and one for the seeds, where it is below the axes.
+    figure = Figure(figsize=(WIDTH, 6.2 + (0.13 * len(placed) + 0.3) * (len(placed) > MOST_INSIDE)))
+    ours, theirs = figure.subplots(2, 1, height_ratios=(3, 2))
     losses = runs.pivot(index="seed", columns="arm", values="heldout_nats")
     means = losses.mean()
     for i, curve in enumerate(curves):
@@ -54,7 +61,10 @@ def window_figure(
     ours.set_title(
         f"Measured: mean of {seeds} seeds, paired 95 % interval" if seeds > 1 else "Measured: one seed, no interval"
     )
-    ours.legend(loc="best")
+    if len(placed) <= MOST_INSIDE:
+        ours.legend(loc="best")
+    else:
+        ours.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
     quoted = paper.window_curve()
     plain, buffer = quoted[~quoted["buffer"]], quoted[quoted["buffer"]]
@@ -77,44 +87,63 @@ def window_figure(
     return figure
 
 
-def forest_figure(runs: pd.DataFrame, reference: str, styles: dict[str, ArmStyle], quoted: pd.DataFrame) -> Figure:
-    """Paired difference of the held-out loss of every arm to the reference arm: one point a seed, mean and interval;
-    below, on the same axis, the effects that the paper prints."""
-    arms = list(styles)
-    figure = Figure(figsize=(WIDTH, 1.6 + 0.4 * len(arms) + (0.8 + 0.3 * len(quoted)) * (len(quoted) > 0)))
-    heights = (len(arms) + 1, 0.75 * len(quoted) + 1)
-    panels = figure.subplots(2, 1, sharex=True, height_ratios=heights) if len(quoted) else [figure.subplots()]
-    ours = panels[0]
+Row = tuple[str, str, str, ArmStyle]  # label, first arm, second arm, style
+
+
+def forest_figure(
+    runs: pd.DataFrame,
+    reference: str,
+    styles: dict[str, ArmStyle],
+    others: list[tuple[str, str]],
+    quoted: pd.DataFrame,
+) -> Figure:
+    """Paired differences of the held-out loss on one axis, one point a seed, mean and interval: every arm minus the
+    reference, the contrasts `others`, then the effects that the paper prints."""
+    labels = {arm: f"{arm} (reference)" if arm == reference else arm for arm in styles}
+    panels: list[tuple[str, list[Row]]] = [
+        ("Measured: arm minus reference", [(text.wrapped(labels[arm]), arm, reference, styles[arm]) for arm in styles])
+    ]
+    if others:
+        rows = [(f"{text.wrapped(a)}\n− {text.wrapped(b)}", a, b, styles[a]) for a, b in others]
+        panels.append(("Measured: other contrasts", rows))
+    lines = [len(label.splitlines()) for _, rows in panels for label, *_ in rows]
+    heights = [len(rows) + 1.0 for _, rows in panels] + [0.75 * len(quoted) + 1] * (len(quoted) > 0)
+    figure = Figure(figsize=(WIDTH, 1 + 0.16 * (sum(lines) - len(lines)) + 0.4 * sum(heights)))
+    drawn = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (title, rows) in zip(drawn, panels, strict=False):
+        _difference_rows(axes, runs, rows)
+        axes.set_title(title)
+        axes.set_ylabel("arm" if title == panels[0][0] else "first − second")
+    if len(quoted):
+        drawn[-1].plot(quoted["nats"], range(len(quoted)), color=GREY, marker="d", linestyle="", markersize=6)
+        names = [f"{row.comparison} ({row.model.split('-')[0]}, {row.tokens})" for row in quoted.itertuples()]
+        drawn[-1].set_yticks(range(len(quoted)), names, fontsize=8)
+        drawn[-1].set_ylim(len(quoted) - 0.5, -0.5)
+        drawn[-1].set_title(text.wrapped(f"Quoted: the paper's {', '.join(quoted['item'].unique())}, one run each", 34))
+    for axes in drawn:
+        axes.axvline(0, color=GREY, linestyle="--", linewidth=1.1, zorder=1)
+    drawn[-1].set_xlabel("difference of held-out loss (nats/token)")
+    drawn[-1].locator_params(axis="x", nbins=5)
+    return figure
+
+
+def _difference_rows(axes: Axes, runs: pd.DataFrame, rows: list[Row]) -> None:
+    """One row for each pair of arms, from above."""
     losses = runs.pivot(index="seed", columns="arm", values="heldout_nats")
-    differences = measures.arm_differences(runs, "heldout_nats", [(arm, reference) for arm in arms])
-    for y, (arm, difference) in enumerate(zip(arms, differences, strict=True)):
-        style = styles[arm]
-        if arm == reference:
-            ours.plot(0, y, color=style.colour, marker=style.marker, markersize=8, linestyle="")
-            continue
-        seeds = (losses[arm] - losses[reference]).dropna()
-        ours.plot(seeds, [y] * len(seeds), color="#a8a8a8", marker=".", linestyle="", markersize=7)
-        if difference:
+    differences = measures.arm_differences(runs, "heldout_nats", [(first, second) for _, first, second, _ in rows])
+    for y, ((_, first, second, style), difference) in enumerate(zip(rows, differences, strict=True)):
+        if first == second:
+            axes.plot(0, y, color=style.colour, marker=style.marker, markersize=8, linestyle="")
+        elif difference:
+            seeds = (losses[first] - losses[second]).dropna()
             half = difference.high - difference.mean if difference.high is not None else None
-            ours.errorbar(
+            axes.plot(seeds, [y] * len(seeds), color="#a8a8a8", marker=".", linestyle="", markersize=7)
+            axes.errorbar(
                 difference.mean, y, xerr=half, color=style.colour, marker=style.marker, markersize=8, linestyle="",
                 capsize=4, linewidth=1.8,
             )  # fmt: skip
-    ours.set_yticks(range(len(arms)), [text.wrapped(f"{arm} (reference)" if arm == reference else arm) for arm in arms])
-    ours.set_ylim(len(arms) - 0.5, -0.5)
-    ours.set_ylabel("arm")
-    ours.set_title("Measured: arm minus reference")
-    if len(quoted):
-        panels[1].plot(quoted["nats"], range(len(quoted)), color=GREY, marker="d", linestyle="", markersize=6)
-        names = [f"{row.comparison} ({row.model.split('-')[0]}, {row.tokens})" for row in quoted.itertuples()]
-        panels[1].set_yticks(range(len(quoted)), names, fontsize=8)
-        panels[1].set_ylim(len(quoted) - 0.5, -0.5)
-        panels[1].set_title(text.wrapped(f"Quoted: the paper's {', '.join(quoted['item'].unique())}, one run each", 34))
-    for axes in panels:
-        axes.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
-    panels[-1].set_xlabel("difference of held-out loss (nats/token)")
-    panels[-1].locator_params(axis="x", nbins=6)
-    return figure
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
 def shown_styles(records: Records, experiment: str) -> tuple[dict[str, ArmStyle], str]:
@@ -129,7 +158,7 @@ def headline_drawing(records: Records, experiment: str) -> Drawing | None:
     styles, room = shown_styles(records, experiment)
     curves = [[place for place in curve if place[1] in styles] for curve in measures.window_groups(records, experiment)]
     curves = [curve for curve in curves if curve]
-    if not curves:
+    if not _has_curve(records, experiment):
         return _forest(records, experiment, "headline")
     runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
     drawn, others = {arm for curve in curves for _, arm in curve}, {}
@@ -140,9 +169,9 @@ def headline_drawing(records: Records, experiment: str) -> Drawing | None:
             others[arm] = heaviest[1]
     caption = (
         "Held-out loss, mean over domains, against the sequences that a balance loss pools its counts over. Grey: "
-        f"one line a seed. {_bars(runs, reference)}, around the mean. {room}Arms with several losses stand beside the "
-        "window of their heaviest. Lower panel: the printed points of the paper's curve, one run each. "
-        f"{text.paper_note(records.table.experiments[experiment].paper)}"
+        f"one line a seed. {_bars(runs, f'difference to “{reference}”')}, around the mean. {room}Arms with several "
+        "losses stand beside the window of their heaviest. Lower panel: the printed points of the paper's curve, one "
+        f"run each. {text.paper_note(records.table.experiments[experiment].paper)}"
     )
     title, data = "Held-out loss and balance window", (f"{experiment}-runs", "paper")
     figure = window_figure(runs, curves, others, reference, styles)
@@ -151,7 +180,11 @@ def headline_drawing(records: Records, experiment: str) -> Drawing | None:
 
 def forest_drawing(records: Records, experiment: str) -> Drawing | None:
     """The differences to the reference arm, where the headline is the curve over the window."""
-    return _forest(records, experiment, "forest") if measures.window_groups(records, experiment) else None
+    return _forest(records, experiment, "forest") if _has_curve(records, experiment) else None
+
+
+def _has_curve(records: Records, experiment: str) -> bool:
+    return any(len(curve) >= CURVE_WINDOWS for curve in measures.window_groups(records, experiment))
 
 
 def _forest(records: Records, experiment: str, name: str) -> Drawing | None:
@@ -162,24 +195,27 @@ def _forest(records: Records, experiment: str, name: str) -> Drawing | None:
         return None
     paper_items = records.table.experiments[experiment].paper
     quoted = paper_effects.effects(paper_items)
+    pairs = [(a, b) for a, b in records.contrasts(experiment) if b != reference and {a, b} <= set(styles)]
     caption = (
-        f"Held-out loss, mean over domains, minus that of “{reference}”. Grey: one point a seed. "
-        f"{_bars(runs, reference)}, not adjusted for the number of arms. {room}"
-        + "Lower panel: ln of the ratio of two Avg PPL that the paper prints, on the same axis, without error bars. "
+        f"Held-out loss, mean over domains, minus that of “{reference}”"
+        + "; below it the contrasts with another second arm" * (len(pairs) > 0)
+        + ". Grey: one point a seed. "
+        f"{_bars(runs, 'difference')}, not adjusted for their number. {room}"
+        + "Lowest panel: ln of the ratio of two Avg PPL that the paper prints, on the same axis, without error bars. "
         * (len(quoted) > 0)
         + text.paper_note(paper_items)
     )
     data = (f"{experiment}-runs", "paper-effects") if len(quoted) else (f"{experiment}-runs",)
     title = "Held-out loss of every arm, against the reference"
-    figure = forest_figure(runs, reference, styles, quoted)
+    figure = forest_figure(runs, reference, styles, pairs, quoted)
     return Drawing(name, experiment, "experiment", title, caption, _alt(records, experiment), data, figure)
 
 
-def _bars(runs: pd.DataFrame, reference: str) -> str:
+def _bars(runs: pd.DataFrame, difference: str) -> str:
     seeds = runs["seed"].nunique()
     if seeds == 1:
         return "One seed: no interval"
-    return f"Bars: 95 % t interval of the difference to “{reference}”, paired over {text.seeds(seeds)}"
+    return f"Bars: 95 % t interval of the {difference}, paired over {text.seeds(seeds)}"
 
 
 def _alt(records: Records, experiment: str) -> str:

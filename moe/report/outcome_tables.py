@@ -35,6 +35,7 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
         compared = {"measure": item.measure, "first": item.first, "second": item.second, "predicted": item.direction}
         margin = {"margin": "none" if item.margin is None else item.margin}
         tested = {"p_border": _number(outcome.p), "p_holm": _number(outcome.p_holm), "family": len(found)}
+        tested |= {"interval_alone": outcome.alone}
         rows.append(head | compared | margin | difference_columns(difference) | tested | {"status": "measured"})
         shown.append(
             {
@@ -48,12 +49,14 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
                 "seeds": str(difference.n if difference else 0),
                 "p": text.p_value(outcome.p),
                 f"p (Holm, {len(found)} predictions)": text.p_value(outcome.p_holm),
+                "interval alone": outcome.alone,
                 **({} if experiment else {"paper's main effects (nats/token, quoted)": quoted}),
                 "status": "measured",
             }
         )
     caption = (
-        f"{rule(len(found))} Intervals are 95 % t intervals of the difference paired over seeds, not adjusted. "
+        f"{rule(len(found))} Intervals are 95 % t intervals of the difference paired over seeds, not adjusted; "
+        "“interval alone” is what they would say of a single prediction. "
         f"{'' if experiment else QUOTED}"
     )
     title = "Predictions and outcomes"

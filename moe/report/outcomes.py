@@ -36,7 +36,15 @@ class Outcome:
 
         Adjusting only raises a p-value, so the whole 95 % interval lies on that side too.
         """
-        if self.difference is None or self.p_holm is None or self.p_holm > LEVEL:
+        return self._at(self.p_holm)
+
+    @property
+    def alone(self) -> Verdict:
+        """What the 95 % interval would say without adjustment, as if this were the only prediction."""
+        return self._at(self.p)
+
+    def _at(self, p: float | None) -> Verdict:
+        if self.difference is None or p is None or p > LEVEL:
             return "unresolved"
         mean, margin = self.difference.mean, self.expectation.margin
         sides = {"lower": mean < 0, "higher": mean > 0, "equal": margin is not None and abs(mean) < margin}
@@ -64,7 +72,7 @@ def rule(count: int) -> str:
     return (
         f"Rule: a prediction is confirmed or refuted where its p-value, adjusted by Holm over all {count} predictions "
         f"of the report, is at most {LEVEL}; the side of the mean tells which, and the whole 95 % interval lies there "
-        "then. Else it is unresolved. For “equal” the border is the margin instead of 0."
+        "then. Else it is unresolved. p is that of a true difference on the border: 0, or for “equal” the margin."
     )
 
 

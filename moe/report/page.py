@@ -150,7 +150,14 @@ def _index(report: Report) -> dict[str, Any]:
     tables, figures = report.shown(""), report.drawn("")
     headline_tables = [table for table in report.shown(lead) if table.name == "headline"]
     headline_figures = [figure for figure in report.drawn(lead) if figure["name"] in LEAD_FIGURES]
-    files = [table.file for table in headline_tables] + [file for figure in headline_figures for file in figure["data"]]
+    recoveries = [
+        table.model_copy(update={"title": f"{book.table.experiments[table.experiment].title}: {table.title.lower()}"})
+        for table in report.tables
+        if table.name == "recovery"
+    ]
+    files = [table.file for table in headline_tables + recoveries] + [
+        file for figure in headline_figures for file in figure["data"]
+    ]
     files += [table.file for table in report.tables if not table.experiment]
     return {
         "scale": report.scale,
@@ -165,6 +172,7 @@ def _index(report: Report) -> dict[str, Any]:
         "beside": paper_effects.main_effects(book.table.experiments[lead].paper),
         "headline_tables": headline_tables,
         "headline_figures": headline_figures,
+        "recoveries": recoveries,
         "experiments": [_row(report, name) for name in book.table.experiments],
         "tables": tables,
         "figures": figures,
@@ -200,6 +208,7 @@ def _outcome_row(report: Report, outcome: Outcome) -> dict[str, str]:
         "seeds": str(difference.n if difference else 0),
         "p": text.p_value(outcome.p),
         "p_holm": text.p_value(outcome.p_holm),
+        "alone": outcome.alone,
         "paper": beside or "–",
     }
 

@@ -135,12 +135,33 @@ def test_every_figure_and_shown_table_is_on_its_experiments_page_once(drawn):
     own = Elements(drawn.pages["balance_window.html"])
     assert len(own.named("img")) == sum(entry["experiment"] == "balance_window" for entry in figures)
     assert len(own.named("table")) == sum(entry["experiment"] == "balance_window" for entry in tables)
-    # The index repeats the headline: two figures and a table.
+    # The index repeats the headline, two figures and a table, and the shares of the gain.
     index = Elements(drawn.page)
     assert len(index.named("img")) == sum(not entry["experiment"] for entry in figures) + 2
     shown = [entry for entry in tables if not entry["experiment"] and entry["name"] != "predictions"]
     verdicts = 3  # the predictions, one table for each verdict; all three occur
-    assert len(index.named("table")) == len(shown) + verdicts + 3  # the headline, the experiments, the runs
+    assert len(index.named("table")) == len(shown) + verdicts + 4  # the headline, the shares, the experiments, the runs
+
+
+def test_the_page_of_an_experiment_has_all_that_its_reader_asks(drawn, synthetic):
+    page, experiment = drawn.pages["balance_window.html"], synthetic.PREDICTED_EXPERIMENT
+    for said in (experiment.title, experiment.question, experiment.prediction, experiment.paper):
+        assert said in page
+    assert "<code>snakemake --config scale=cpu experiments=balance_window</code>" in page
+    assert "<code>train.steps</code> 400" in page  # shared
+    assert '<th scope="col">balance.terms.0.window</th>' in page  # differs
+    sections = re.findall(r'<h2 id="(\w+)">', page)
+    assert sections == [
+        "question", "predictions", "experiment", "routing", "evaluation", "latency", "settings", "contrasts", "data",
+    ]  # fmt: skip
+    assert "Shares of the gain" in drawn.page and "Figure 2: −0.0254" in drawn.page
+
+
+def test_an_experiment_with_the_name_of_the_index_is_refused(tmp_path, drawn):
+    table = json.loads(drawn.records.read_text().replace('"balance_window"', '"index"'))
+    (drawn.root / "other.json").write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match="'index' has the name of the index page"):
+        write_page(drawn.root / "other.json", drawn.runs, drawn.tables, drawn.figures, tmp_path / "index.html")
 
 
 def test_the_headline_says_what_the_interval_says(drawn, hostile):
