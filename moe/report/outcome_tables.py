@@ -13,8 +13,8 @@ from moe.report.records import Records
 from moe.report.table import Table, difference_columns
 
 QUOTED = (
-    "The paper's effects are ln of the ratio of two printed Avg PPL, one run each, without error; they stand beside "
-    "predictions of the held-out loss."
+    "The paper's: ln of the ratio of the two Avg PPL that it prints for the same comparison, one run each, without "
+    "error; – where it prints none."
 )
 
 
@@ -29,8 +29,7 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
     rows, shown = [], []
     for outcome in chosen:
         item, difference = outcome.expectation, outcome.difference
-        items = records.table.experiments[outcome.experiment].paper if item.measure == "heldout_nats" else ""
-        quoted = paper_effects.main_effects(items) or "–"
+        quoted = paper_effects.quoted_contrast(records, outcome.experiment, item.first, item.second, item.measure)
         head = {"experiment": outcome.experiment, "claim": item.claim, "verdict": outcome.verdict}
         compared = {"measure": item.measure, "first": item.first, "second": item.second, "predicted": item.direction}
         margin = {"margin": "none" if item.margin is None else item.margin}
@@ -50,7 +49,7 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
                 "p": text.p_value(outcome.p),
                 f"p (Holm, {len(found)} predictions)": text.p_value(outcome.p_holm),
                 "interval alone": outcome.alone,
-                **({} if experiment else {"paper's main effects (nats/token, quoted)": quoted}),
+                **({} if experiment else {"the paper's (nats/token, quoted)": quoted}),
                 "status": "measured",
             }
         )

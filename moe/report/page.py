@@ -147,6 +147,7 @@ def _index(report: Report) -> dict[str, Any]:
     """What the template of the index is filled with."""
     book = report.records
     lead, verdict, sentence = claims.headline_claim(book, report.outcomes)
+    small, large = measures.end_arms(book, lead)
     tables, figures = report.shown(""), report.drawn("")
     headline_tables = [table for table in report.shown(lead) if table.name == "headline"]
     headline_figures = [figure for figure in report.drawn(lead) if figure["name"] in LEAD_FIGURES]
@@ -169,7 +170,7 @@ def _index(report: Report) -> dict[str, Any]:
         "lead_page": _page(lead),
         "verdict": verdict,
         "sentence": sentence,
-        "beside": paper_effects.main_effects(book.table.experiments[lead].paper),
+        "beside": paper_effects.quoted_contrast(book, lead, large, small),
         "headline_tables": headline_tables,
         "headline_figures": headline_figures,
         "recoveries": recoveries,
@@ -197,7 +198,6 @@ def _groups(report: Report) -> list[dict[str, Any]]:
 def _outcome_row(report: Report, outcome: Outcome) -> dict[str, str]:
     item, difference = outcome.expectation, outcome.difference
     experiment = report.records.table.experiments[outcome.experiment]
-    beside = paper_effects.main_effects(experiment.paper) if item.measure == "heldout_nats" else ""
     return {
         "claim": item.claim,
         "page": _page(outcome.experiment),
@@ -209,7 +209,9 @@ def _outcome_row(report: Report, outcome: Outcome) -> dict[str, str]:
         "p": text.p_value(outcome.p),
         "p_holm": text.p_value(outcome.p_holm),
         "alone": outcome.alone,
-        "paper": beside or "–",
+        "paper": paper_effects.quoted_contrast(
+            report.records, outcome.experiment, item.first, item.second, item.measure
+        ),
     }
 
 
@@ -217,10 +219,11 @@ def _row(report: Report, name: str) -> dict[str, Any]:
     """One line of the table of experiments."""
     book, experiment = report.records, report.records.table.experiments[name]
     counts = Counter(outcome.verdict for outcome in report.outcomes if outcome.experiment == name)
-    first, difference = "one arm", "–"
+    first, difference, beside = "one arm", "–", paper_effects.NOT_PRINTED
     if pairs := book.contrasts(name)[:1]:
         measured = measures.arm_difference(measures.run_frame(book, name), "heldout_nats", *pairs[0])
         first, difference = f"{pairs[0][0]} − {pairs[0][1]}", text.interval(measured)
+        beside = paper_effects.quoted_contrast(book, name, *pairs[0])
     return {
         "page": _page(name),
         "title": experiment.title,
@@ -231,7 +234,7 @@ def _row(report: Report, name: str) -> dict[str, Any]:
         "counts": {verdict: counts[verdict] for verdict in VERDICTS},
         "contrast": first,
         "difference": difference,
-        "beside": paper_effects.main_effects(experiment.paper),
+        "beside": beside,
     }
 
 
@@ -274,7 +277,7 @@ def _experiment(report: Report, name: str) -> dict[str, Any]:
         "sentence": claim[1] if claim else "",
         "contrasts": claims.contrast_sentences(book, name),
         "paper": experiment.paper,
-        "beside": paper_effects.main_effects(experiment.paper),
+        "note": text.paper_note(experiment.paper),
         "fields": ", ".join(dict.fromkeys(fields)),
         "shared": shared_settings(book, name),
         "command": f"{report.command} experiments={name}",

@@ -136,6 +136,10 @@ class Records:
                 arms.setdefault(row.arm, {})[row.seed] = self.runs[row.run]
         return arms
 
+    def config(self, experiment: str, arm: str) -> RunConfig:
+        """Config of an arm at its first seed."""
+        return next(iter(self.arms(experiment)[arm].values())).config
+
     def contrasts(self, experiment: str) -> list[tuple[str, str]]:
         """The experiment's contrasts; without any, every arm against the first."""
         first, *others = self.arms(experiment)

@@ -154,7 +154,7 @@ def test_the_page_of_an_experiment_has_all_that_its_reader_asks(drawn, synthetic
     assert sections == [
         "question", "predictions", "experiment", "routing", "evaluation", "latency", "settings", "contrasts", "data",
     ]  # fmt: skip
-    assert "Shares of the gain" in drawn.page and "Figure 2: −0.0254" in drawn.page
+    assert "Shares of the gain" in drawn.page and "Figure 2: −0.0254 (3.4B, 400B)" in drawn.page
 
 
 def test_an_experiment_with_the_name_of_the_index_is_refused(tmp_path, drawn):

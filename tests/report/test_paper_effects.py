@@ -23,9 +23,52 @@ def test_shares_are_those_that_the_notes_quote():
     assert "98 % (120B) and 91 % (400B)" in paper.NOTES["Table 2"]
 
 
-def test_effects_keep_the_order_of_the_items_and_the_main_one_stands_for_each():
+def test_effects_keep_the_order_of_the_items():
     assert paper_effects.effects("Table 4, Table 2")["item"].unique().tolist() == ["Table 4", "Table 2"]
-    said = paper_effects.main_effects("Table 1, Figure 1 and 2")
-    assert said.startswith("Table 1: −0.0159 (LBL, 512 − 4; 3.4B-A0.6B, 120B); Figure 2: −0.0254")
-    assert paper_effects.main_effects("a question of our own") == ""
     assert paper_effects.effects("").empty and paper_effects.shares("").empty
+
+
+def config(synthetic, *terms, bias=None, **train):
+    fields = {"balance.terms": list(terms), "balance.bias": bias} | {f"train.{key}": x for key, x in train.items()}
+    return synthetic.run_config(fields, 0)
+
+
+GLOBAL, SEQUENCE = {"window": "global"}, {"window": 1}
+
+
+@pytest.mark.parametrize(
+    ("items", "first", "second", "printed"),
+    [
+        ("Table 1", [GLOBAL], [SEQUENCE], "Table 1: −0.0159 (3.4B, 120B), −0.0205 (3.4B, 400B), −0.0308 (15B, 400B)"),
+        ("Figure 2", [SEQUENCE], [GLOBAL], "Figure 2: +0.0254 (3.4B, 400B)"),
+        ("Table 2", [SEQUENCE | {"shuffled": True}], [GLOBAL], "Table 2: +0.0004 (3.4B, 120B), +0.0022 (3.4B, 400B)"),
+        ("Table 5", [GLOBAL, SEQUENCE | {"weight": 0.0001}], [GLOBAL], "Table 5: +0.0028 (43B, 120B)"),
+        (
+            "Table 3", [SEQUENCE | {"end_step": 40}, GLOBAL | {"start_step": 40}], [SEQUENCE],
+            "Table 3: −0.0136 (3.4B, 400B)",
+        ),
+        ("Table 3", [SEQUENCE | {"end_step": 100}, GLOBAL | {"start_step": 100}], [SEQUENCE], "–"),  # at 25 %
+        ("Table 1", [GLOBAL], [SEQUENCE | {"estimator": "prefix"}], "–"),
+        ("Table 1", [{"window": 4}], [SEQUENCE], "–"),  # both micro
+        ("Table 1", [{"window": 16}], [SEQUENCE], "–"),
+        ("Table 4", [GLOBAL], [], "–"),
+        ("Table 2", [GLOBAL, SEQUENCE], [GLOBAL], "–"),
+        ("a question of our own", [GLOBAL], [SEQUENCE], "–"),
+    ],
+)  # fmt: skip
+def test_two_runs_stand_beside_what_the_paper_prints_of_the_same_two(synthetic, items, first, second, printed):
+    runs = config(synthetic, *first), config(synthetic, *second)
+    assert paper_effects.quoted_effect(items, *runs) == printed
+
+
+def test_the_bias_is_compared_with_the_loss_and_with_itself(synthetic):
+    local, pooled = (config(synthetic, bias={"window": window}) for window in (1, "global"))
+    assert paper_effects.quoted_effect("Table 1", pooled, local) == "Table 1: −0.0531 (3.4B, 120B)"
+    assert paper_effects.quoted_effect("Table 1", local, config(synthetic, SEQUENCE)).startswith("Table 1: +0.0424")
+
+
+def test_runs_that_differ_in_more_than_their_balance_stand_beside_nothing(synthetic):
+    more = config(synthetic, GLOBAL, learning_rate=0.01)
+    assert paper_effects.quoted_effect("Table 1", more, config(synthetic, SEQUENCE)) == "–"
+    buffer = config(synthetic, GLOBAL | {"estimator": "prefix"}, sequences_per_pass=4)
+    assert paper_effects.quoted_effect("Table 1", buffer, config(synthetic, SEQUENCE)).startswith("Table 1: −0.0143")
