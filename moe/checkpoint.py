@@ -66,7 +66,8 @@ def _restore(file: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> d
         fill(parameter, file.get_tensor(f"model.{name}"))
     names = {parameter: name for name, parameter in parameters.items()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    keys = {key.split(".", 1)[0] for key in file.keys()} - {"model", STATE}  # noqa: SIM118
+    # Sorted: every process has to divide the same moment at the same time.
+    keys = sorted({key.split(".", 1)[0] for key in file.keys()} - {"model", STATE})  # noqa: SIM118
 
     def moments(parameter: nn.Parameter) -> dict[str, Tensor]:
         values = {key: file.get_tensor(f"{key}.{names[parameter]}") for key in keys}
