@@ -86,5 +86,5 @@ def test_figures_of_many_arms_have_room_for_axes_and_legend(many, tmp_path):
         warnings.simplefilter("error")  # matplotlib warns where the legend leaves no room for the axes
         write_figures(*many, tmp_path / "figures")
     heights = {path.stem: Image.open(path).height for path in (tmp_path / "figures").glob("grid-*.png")}
-    assert len(heights) == 8
+    assert len(heights) == 9
     assert max(heights.values()) < 3_000
