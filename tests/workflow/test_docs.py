@@ -44,9 +44,12 @@ def project(tmp_path: Path) -> Path:
 def test_the_axis_of_the_guide_adds_its_runs_and_shares_those_that_exist(project: Path) -> None:
     experiment, listed, *_ = blocks(ROOT / "docs" / "add-an-axis.md", "yaml")
     before = run(project, "moe", "plan", "--list").stdout.split("\n")
-    (project / "config" / "experiments" / "balance_weight.yaml").write_text(experiment)
+    (project / "config" / "experiments" / "z_loss.yaml").write_text(experiment)
     scale = project / "config" / "scales" / "cpu.yaml"
-    edited = re.sub(r"^experiments: .*$", listed.strip(), scale.read_text(), flags=re.MULTILINE)
+    *_, added = listed.strip().split("\n")
+    first = "  - balance_window\n"
+    assert first in scale.read_text() and first in listed
+    edited = scale.read_text().replace(first, f"{first}{added}\n")
     scale.write_text(edited)
     done = run(project, "moe", "plan", "--list")
     assert done.returncode == 0, done.stderr
