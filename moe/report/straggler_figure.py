@@ -46,11 +46,11 @@ def straggler_drawing(records: Records, experiment: str) -> Drawing | None:
     frame = frame[(frame["preset"] == stragglers.PRESET) & (frame["capacity_factor"] == 0)]
     known = set(frame["arm"])
     styles = {arm: s for arm, s in arm_styles(measures.shown_arms(records, experiment)).items() if arm in known}
-    config = next(iter(records.arms(experiment)[records.reference(experiment)].values())).config
-    apart = stragglers.all_apart(config.model.num_experts)
+    config, apart = stragglers.reference_run(records, experiment).config, stragglers.all_apart(records, experiment)
     caption = (
         f"Step time on {stragglers.PRESET} relative to perfect balance, dropless: every device has a micro-batch of "
-        f"its own, and groups of up to {apart} devices share the experts. Beyond "
+        "its own, and a group of devices shares the experts, so that the load that counts is that of all micro-batches "
+        "of a group and not of one. Beyond "
         f"{config.train.batch_sequences // config.train.micro_sequences} devices the micro-batches of a recorded batch "
         "come again. Points: seeds, lines: their mean; intervals of the differences are in the table. "
         f"{MODEL} {stragglers.check_sentence(records)} {text.paper_note('Table 5')}"

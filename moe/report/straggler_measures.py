@@ -19,7 +19,8 @@ from moe.report.records import Records, Run
 # S steps, L layers, B sequences of the batch, M micro-batches, E experts
 
 LAYER = LayerSize(hidden_size=2048, expert_size=1024, top_k=1)
-"""Widths of the layer whose time is estimated: ours. Experts, top-K and shared experts are the run's."""
+"""Widths of the layer whose time is estimated, ours: those of the reference arm, enlarged. Experts, top-K, shared
+experts, and how much wider an expert is than those of the reference, are each run's own."""
 PRESET = next(iter(HARDWARE))
 """What the figure is drawn for."""
 DEVICES = tuple(2**i for i in range(10))
@@ -39,17 +40,25 @@ def straggler_frame(records: Records, experiment: str) -> pd.DataFrame:
     are in milliseconds per layer. Empty where no run of the arms that figures show has recorded its choices.
     """
     rows, arms, reference = [], records.arms(experiment), records.reference(experiment)
+    apart, expert_size = all_apart(records, experiment), reference_run(records, experiment).config.model.expert_size
     for arm in measures.shown_arms(records, experiment):
         for seed, run in sorted(arms[arm].items()):
             counts_SLBE = late_counts(run)
             if counts_SLBE is None:
                 continue
-            rows += _rows(arm, seed, run, counts_SLBE)
+            model = run.config.model
+            layer = LayerSize(
+                hidden_size=LAYER.hidden_size,
+                expert_size=LAYER.expert_size * model.expert_size // expert_size,
+                top_k=model.top_k,
+                num_shared_experts=model.num_shared_experts,
+            )
+            rows += _rows(arm, seed, run, counts_SLBE, layer, apart)
             if arm == reference:
                 shape, rng = counts_SLBE.shape, np.random.default_rng(seed)
-                selections = run.config.data.sequence_length * run.config.model.top_k
+                selections = run.config.data.sequence_length * model.top_k
                 drawn = rng.multinomial(selections, np.full(shape[-1], 1 / shape[-1]), size=shape[:-1])
-                rows += _rows(RANDOM, seed, run, drawn)
+                rows += _rows(RANDOM, seed, run, drawn, layer, apart)
     return pd.DataFrame(rows)
 
 
@@ -61,18 +70,24 @@ def late_counts(run: Run) -> np.ndarray | None:
     return run.counts.counts_SLBE[late]
 
 
-def all_apart(num_experts: int) -> int:
-    """The fewest devices over which the experts are spread as far as they ever are."""
+def reference_run(records: Records, experiment: str) -> Run:
+    """A run of the arm that others are compared with."""
+    return next(iter(records.arms(experiment)[records.reference(experiment)].values()))
+
+
+def all_apart(records: Records, experiment: str) -> int:
+    """The fewest devices over which the experts of the reference arm are spread as far as they ever are."""
+    num_experts = reference_run(records, experiment).config.model.num_experts
     return max(math.gcd(devices, num_experts) for devices in DEVICES)
 
 
-def _rows(arm: str, seed: int, run: Run, counts_SLBE: np.ndarray) -> list[dict[str, object]]:
+def _rows(
+    arm: str, seed: int, run: Run, counts_SLBE: np.ndarray, layer: LayerSize, apart: int
+) -> list[dict[str, object]]:
     num_steps, num_layers, batch, num_experts = counts_SLBE.shape
-    model, micro = run.config.model, run.config.train.micro_sequences
+    micro = run.config.train.micro_sequences
     counts_SLME = counts_SLBE.reshape(num_steps, num_layers, batch // micro, micro, num_experts).sum(axis=3)
     counts_SMLE = counts_SLME.swapaxes(1, 2) * (LAYER.sequence_length / run.config.data.sequence_length)
-    layer = LayerSize(LAYER.hidden_size, LAYER.expert_size, model.top_k, model.num_shared_experts)
-    apart = all_apart(num_experts)
     settings = [(PRESET, devices, None) for devices in DEVICES]
     settings += [(PRESET, apart, factor) for factor in CAPACITIES]
     settings += [(preset, apart, None) for preset in HARDWARE if preset != PRESET]

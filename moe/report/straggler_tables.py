@@ -38,7 +38,7 @@ def scale_tables(records: Records) -> list[Table]:
 def _step_table(records: Records, experiment: str, frame: pd.DataFrame) -> Table:
     reference = records.reference(experiment)
     dropless = frame[frame["capacity_factor"] == 0]
-    apart = _apart(frame)
+    apart = stragglers.all_apart(records, experiment)
     far = dropless[(dropless["devices"] == apart) & (dropless["preset"] == stragglers.PRESET)]
     arms = list(dict.fromkeys(frame["arm"]))
     differences = measures.arm_differences(
@@ -72,7 +72,7 @@ def _step_table(records: Records, experiment: str, frame: pd.DataFrame) -> Table
 
 
 def _capacity_table(records: Records, experiment: str, frame: pd.DataFrame) -> Table:
-    apart = _apart(frame)
+    apart = stragglers.all_apart(records, experiment)
     rows = frame[(frame["devices"] == apart) & (frame["preset"] == stragglers.PRESET)]
     means = rows.groupby(["arm", "capacity_factor"], sort=False)[["dropped", "ratio"]].mean().reset_index()
     shown = []
@@ -88,7 +88,8 @@ def _capacity_table(records: Records, experiment: str, frame: pd.DataFrame) -> T
     caption = (
         "Share of the recorded choices that would be dropped if an expert took at most factor x (choices / E) from a "
         f"micro-batch, and the step time relative to perfect balance on {apart} devices, {stragglers.PRESET}; mean "
-        f"over {seeds_per_arm(rows)}. The runs dropped nothing for it. {MODEL} The paper prints no such value."
+        f"over {seeds_per_arm(rows)}. They are the choices before any limit that a run was trained with. {MODEL} "
+        "The paper prints no such value."
     )
     title = "Capacity factor: dropped choices and step time"
     data = means.assign(status="estimated")
@@ -136,11 +137,6 @@ def _check_table(records: Records, frame: pd.DataFrame) -> Table:
     )
     title = "The straggler model against real layers"
     return Table("straggler_check", "latency", title, caption, frame.assign(status="measured"), shown)
-
-
-def _apart(frame: pd.DataFrame) -> int:
-    """The number of devices of the rows with a capacity."""
-    return int(frame.loc[frame["capacity_factor"] > 0, "devices"].iloc[0])
 
 
 def _percent(value: float) -> str:

@@ -135,7 +135,7 @@ def write_run(folder, arm, config, domains, *, tasks, drop=True):
     record = stamp("moe-evaluation/1", **head, heldout=heldout, average=average, lm_eval=lm_eval)
     write_json(folder / "evaluation.json", record | (_drop(seed, focus, domains) if drop else {}))
     _routing(folder / "routing.parquet", folder.name, seed, rng, focus, domains)
-    _counts(folder / "counts.parquet", seed, focus, domains)
+    _counts(folder / "counts.parquet", config, focus, domains)
 
 
 def _latency(runs):
@@ -276,12 +276,12 @@ def _routing(path, run, seed, rng, focus, domains):
     pq.write_table(pa.table(rows).replace_schema_metadata({"moe": json.dumps(meta)}), path)
 
 
-def _counts(path, seed, focus, domains):
+def _counts(path, config, focus, domains):
     """Two checkpoints of 32 sequences of 128 tokens, micro-batches of 4; the sharper the focus, the more skewed."""
-    rng = np.random.default_rng([seed, 9])
+    rng, experts = np.random.default_rng([config.seed, 9]), config.model.num_experts
     shape = (2, LAYERS, 32)
-    share = np.exp(0.3 * focus * rng.normal(size=(*shape, EXPERTS)))
-    counts = rng.multinomial(128 * TOP_K, share / share.sum(axis=-1, keepdims=True))
+    share = np.exp(0.3 * focus * rng.normal(size=(*shape, experts)))
+    counts = rng.multinomial(128 * config.model.top_k, share / share.sum(axis=-1, keepdims=True))
     step, layer, position = (index.ravel() for index in np.indices(shape))
     columns = {
         "step": pa.array(200 * (1 + step), pa.int32()),
@@ -289,6 +289,6 @@ def _counts(path, seed, focus, domains):
         "position": pa.array(position, pa.int32()),
         "micro_batch": pa.array(position // 4, pa.int32()),
         "domain": pa.array(np.array(domains, dtype=object)[position % len(domains)], pa.string()),
-        "counts": pa.FixedSizeListArray.from_arrays(pa.array(counts.ravel(), pa.uint32()), EXPERTS),
+        "counts": pa.FixedSizeListArray.from_arrays(pa.array(counts.ravel(), pa.uint32()), experts),
     }
     pq.write_table(pa.table(columns), path, compression="zstd")

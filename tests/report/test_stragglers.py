@@ -32,8 +32,8 @@ def test_one_device_waits_for_nobody_and_skew_costs_time(records):
 
 def test_capacity_drops_less_and_waits_longer_the_larger_it_is(records):
     frame = stragglers.straggler_frame(records, "balance_window")
-    apart = stragglers.all_apart(16)
-    assert apart == 16
+    apart = stragglers.all_apart(records, "balance_window")
+    assert apart == 16  # the synthetic runs have as many experts
     rows = frame[(frame["devices"] == apart) & (frame["preset"] == stragglers.PRESET) & (frame["arm"] == "global")]
     means = rows[rows["capacity_factor"] > 0].groupby("capacity_factor")[["dropped", "ratio"]].mean()
     assert means["dropped"].is_monotonic_decreasing and means["ratio"].is_monotonic_increasing
@@ -53,10 +53,23 @@ def test_dropped_choices_are_those_of_the_recorded_file(drawn, records):
     run = records.arms("balance_window")["global"][1]
     counts_SLBE = stragglers.late_counts(run)
     assert counts_SLBE.shape == (2, 3, 32, 16)
-    row = stragglers._rows("global", 1, run, counts_SLBE[:1])
+    row = stragglers._rows("global", 1, run, counts_SLBE[:1], stragglers.LAYER, 16)
     found = [line["dropped"] for line in row if line["capacity_factor"] == 1.25]
     # Sixteen devices meet each of the eight micro-batches twice.
     assert found == [pytest.approx(dropped / total)]
+
+
+def test_arms_of_other_experts_are_estimated_on_as_many_devices(synthetic, tmp_path):
+    arms = {"coarse": {}, "fine": {"model.num_experts": 64, "model.top_k": 8, "model.expert_size": 32}}
+    raw = synthetic.WINDOW_EXPERIMENT.model_dump() | {"axes": {"experts": {"arms": arms}}, "contrasts": ()}
+    experiments = {"granularity": synthetic.Experiment.model_validate(raw)}
+    records = Records(*synthetic.write_records(tmp_path, experiments, seeds=(0,), domains=("a", "b")))
+    frame = stragglers.straggler_frame(records, "granularity")
+    limited = frame[frame["capacity_factor"] > 0]
+    assert set(limited["devices"]) == {16} and set(limited["arm"]) == {"coarse", "fine", stragglers.RANDOM}
+    # As wide together: the same products in a balanced step.
+    alone = frame[(frame["devices"] == 1) & (frame["capacity_factor"] == 0)].set_index("arm")["experts_ms"]
+    assert alone["fine"] == pytest.approx(alone["coarse"])
 
 
 def test_runs_without_counts_have_no_estimate_and_a_damaged_file_is_named(synthetic, tmp_path):
