@@ -53,9 +53,8 @@ def measure(*, warmup: int, repeats: int) -> dict[str, Any]:
         for rank in range(PROCESSES):
             environment = os.environ | {key: str(value) for key, value in {**settings, "RANK": rank}.items()}
             command = [sys.executable, "-m", "moe.expert_parallel", str(warmup), str(repeats)]
-            # In a session of its own: a Ctrl-C is for the stage, which ends them.
             pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+            processes.append(subprocess.Popen(command, env=environment, **pipes))
         answers = [process.communicate() for process in processes]
     finally:
         for process in processes:

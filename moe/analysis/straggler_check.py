@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe.analysis.stragglers import Hardware, LayerSize, exchange_seconds, forward_parts
+from moe.analysis.stragglers import Hardware, LayerSize, forward_parts, told_seconds
 
 
 class Machine(NamedTuple):
@@ -26,7 +26,7 @@ class Machine(NamedTuple):
         counts = np.asarray(counts_PE, dtype=np.float64)
         group, num_experts = counts.shape
         products, exchange = forward_parts(counts, layer, self.hardware)
-        told = exchange_seconds(np.full((group, group), 8.0 * num_experts / group), self.hardware)
+        told = told_seconds(group, num_experts, self.hardware)
         sorting = self.per_row * counts.sum(axis=1).max()
         return float(self.start + sorting + products + told + 2 * exchange)
 

@@ -124,7 +124,7 @@ def step_time(
     kept_ALPE = kept_GLE.reshape(-1, group, num_layers, num_experts).swapaxes(1, 2)
     experts_AL, exchange_AL = forward_parts(kept_ALPE, layer, hardware)
     # The backward pass multiplies twice and sends both gradients; how many rows will come is told once.
-    told = exchange_seconds(np.zeros((group, group)), hardware)
+    told = told_seconds(group, num_experts, hardware)
     experts_A, exchange_A = (3 * experts_AL).sum(axis=1), (4 * exchange_AL + told).sum(axis=1)
     slowest = np.argmax(experts_A + exchange_A)
     tokens = selections.flat[0] / layer.top_k
@@ -176,6 +176,11 @@ def forward_parts(counts_PE: Array, layer: LayerSize, hardware: Hardware) -> tup
     moved_PP = counts_PE.reshape(*counts_PE.shape[:-1], group, num_experts // group).sum(axis=-1)
     products = moved_PP.sum(axis=-2).max(axis=-1) * layer.expert_flops / hardware.flops
     return products, exchange_seconds(moved_PP * layer.hidden_size * layer.value_bytes, hardware)
+
+
+def told_seconds(group: int, num_experts: int, hardware: Hardware) -> Array:
+    """Seconds in which every device tells every other one how many rows each of its experts will get."""
+    return exchange_seconds(np.full((group, group), 8.0 * num_experts / group), hardware)
 
 
 def exchange_seconds(bytes_PP: Array, hardware: Hardware) -> Array:

@@ -40,7 +40,7 @@ def test_two_devices_counted_by_hand():
     assert exchange == 10 + 3
     step = step_time([[[1, 3]], [[2, 2]]], devices=2, layer=LAYER, hardware=UNIT)
     assert step.experts == 3 * 5 * 6
-    assert step.all_to_all == 4 * (10 + 3) + 10
+    assert step.all_to_all == 4 * (10 + 3) + 10 + 8  # and the count of the other's expert
     # 4 matrices of width 1, and the scores of 4,096 positions: (2 · 4 + 2 · 4096) operations a token, forward.
     assert step.dense == 3 * 4 * (8 + 8192)
     # A ring of two sends two halves of the 4 shared bytes; each expert has one copy.
