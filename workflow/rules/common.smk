@@ -41,11 +41,6 @@ shell.prefix(
 )
 # A job that asks for every core is alone on the machine.
 ALL_CORES = workflow.cores or 1
-# Its limit of 100 jobs a second wakes Snakemake once a second for every job that has ended: with 500 jobs it takes half
-# a core. No machine starts that many; a cluster's queue keeps the limit.
-if workflow.scheduling_settings and not workflow.non_local_exec:
-    workflow.scheduling_settings.max_jobs_per_timespan = None
-
 if workflow.is_main_process:
     if not join_workflow(Path.cwd()):
         print("another Snakemake works in this folder; wait for it or stop it", file=sys.stderr)
@@ -54,6 +49,10 @@ if workflow.is_main_process:
 # By itself Snakemake waits, at SIGTERM, until all running jobs have done their work.
 onstart:
     tell_children()
+    # Its limit of 100 jobs a second wakes Snakemake once a second for every job that has ended: with 500 jobs it takes
+    # half a core. No machine starts that many; a cluster's queue keeps the limit.
+    if not workflow.non_local_exec:
+        workflow.scheduler.job_rate_limiter = None
 
 
 wildcard_constraints:
