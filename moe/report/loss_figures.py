@@ -10,7 +10,7 @@ from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, arm_styles, log2_ax
 
 CURVE_WINDOWS = 3
 """Windows that a curve needs: two are told better as a difference."""
-MOST_INSIDE = 6
+MOST_INSIDE = 5
 """Arms whose legend has room inside the axes."""
 
 
@@ -156,22 +156,21 @@ def shown_styles(records: Records, experiment: str) -> tuple[dict[str, ArmStyle]
 def headline_drawing(records: Records, experiment: str) -> Drawing | None:
     """The result of an experiment in one picture: a curve where the arms differ in their window, else differences."""
     styles, room = shown_styles(records, experiment)
-    curves = [[place for place in curve if place[1] in styles] for curve in measures.window_groups(records, experiment)]
-    curves = [curve for curve in curves if curve]
-    if not _has_curve(records, experiment):
+    curves = _curves(records, experiment, styles)
+    if not curves:
         return _forest(records, experiment, "headline")
     runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
-    drawn, others = {arm for curve in curves for _, arm in curve}, {}
+    others = {}
     for arm in styles:
         run = next(iter(records.arms(experiment)[arm].values()))
-        if arm not in drawn and run.windows:
+        if len(run.windows) > 1:
             heaviest = max(zip(run.config.balance.terms, run.windows, strict=True), key=lambda pair: pair[0].weight)
             others[arm] = heaviest[1]
     caption = (
         "Held-out loss, mean over domains, against the sequences that a balance loss pools its counts over. Grey: "
         f"one line a seed. {_bars(runs, f'difference to “{reference}”')}, around the mean. {room}Arms with several "
-        "losses stand beside the window of their heaviest. Lower panel: the printed points of the paper's curve, one "
-        f"run each. {text.paper_note(records.table.experiments[experiment].paper)}"
+        "losses stand beside the window of their heaviest; the other figure has every arm. Lower panel: the printed "
+        f"points of the paper's curve, one run each. {text.paper_note(records.table.experiments[experiment].paper)}"
     )
     title, data = "Held-out loss and balance window", (f"{experiment}-runs", "paper")
     figure = window_figure(runs, curves, others, reference, styles)
@@ -180,11 +179,14 @@ def headline_drawing(records: Records, experiment: str) -> Drawing | None:
 
 def forest_drawing(records: Records, experiment: str) -> Drawing | None:
     """The differences to the reference arm, where the headline is the curve over the window."""
-    return _forest(records, experiment, "forest") if _has_curve(records, experiment) else None
+    styles, _ = shown_styles(records, experiment)
+    return _forest(records, experiment, "forest") if _curves(records, experiment, styles) else None
 
 
-def _has_curve(records: Records, experiment: str) -> bool:
-    return any(len(curve) >= CURVE_WINDOWS for curve in measures.window_groups(records, experiment))
+def _curves(records: Records, experiment: str, styles: dict[str, ArmStyle]) -> list[list[tuple[int, str]]]:
+    """Curves over the window, of the arms that are shown, that are worth a figure of their own."""
+    curves = [[place for place in curve if place[1] in styles] for curve in measures.window_groups(records, experiment)]
+    return [curve for curve in curves if len(curve) >= CURVE_WINDOWS]
 
 
 def _forest(records: Records, experiment: str, name: str) -> Drawing | None:
