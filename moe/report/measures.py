@@ -6,6 +6,7 @@ Every frame starts with `arm` and `seed`. What a run does not have is NaN here a
 import math
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -27,8 +28,9 @@ def _runs(records: Records, experiment: str) -> list[tuple[str, int, Run]]:
     return [(arm, seed, run) for arm, seeds in arms for seed, run in sorted(seeds.items())]
 
 
+@lru_cache(maxsize=64)  # nearly every table and figure asks for it
 def run_frame(records: Records, experiment: str) -> pd.DataFrame:
-    """One row per run: its windows and the columns of `MEASURES`."""
+    """One row per run: its windows and the columns of `MEASURES`; read it, do not write into it."""
     layers = layer_frame(records, experiment)
     means = layers.groupby(["arm", "seed"], sort=False)[[name for name in MEASURES if name in layers]].mean()
     rows = []
