@@ -194,7 +194,9 @@ def _large() -> dict[str, Any]:
     packed = [rng.integers(0, 1 << 16, (512, LARGE_LENGTH), dtype=np.uint16) for _ in range(LARGE_DOMAINS)]
     domains = [{"name": f"d{i}", "source": {"kind": "files", "paths": ["-"]}} for i in range(LARGE_DOMAINS)]
     config = parse(DataConfig, {"domains": domains, "purity": 0.5, "sequence_length": LARGE_LENGTH}, "benchmark")
-    order = SampleOrder(config, [len(tokens) for tokens in packed], batch_sequences=LARGE_BATCH, seed=0)
+    order = SampleOrder(
+        config, [len(tokens) for tokens in packed], batch_sequences=LARGE_BATCH, micro_sequences=1, seed=0
+    )
     seconds = []
     for step in range(LARGE_STEP, LARGE_STEP + 10):
         start = time.perf_counter()

@@ -33,6 +33,12 @@ def keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
+def give_back_memory() -> None:
+    """Call it behind the last step: what writes the records has an allocator of its own, beside the memory kept."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def compile_layers(model: "PreTrainedModel") -> bool:
     """Let torch compile every decoder layer at its first call; false, and nothing done, where no compiler works.
 

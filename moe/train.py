@@ -34,7 +34,7 @@ from moe.progress import Progress
 from moe.scale import HardwareConfig
 from moe.settings import ConfigError, digest
 from moe.shard import divide, joined_weights
-from moe.speed import compile_layers, keep_memory
+from moe.speed import compile_layers, give_back_memory, keep_memory
 from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer, split_batch
 
 TIMES = ("tokens_per_second", "seconds")  # what a line of the log says of wall-clock time
@@ -247,6 +247,7 @@ def _finish(
     compiled: bool,
 ) -> None:
     """Write the run's outputs, `train.json` last."""
+    give_back_memory()
     config, model = step.config, step.objective.model
     with provenance.complete_folder(run_folder / "model") as folder:
         save_model(model, folder, weights)

@@ -10,6 +10,6 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
 fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 exec srun --nodes="$machines" --ntasks="$machines" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
-  exec accelerate launch --config_file "$0" --num_machines "$1" --num_processes "$2" --machine_rank "$SLURM_NODEID" \
+  exec python -m accelerate.commands.launch --config_file "$0" --num_machines "$1" --num_processes "$2" --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$3" --main_process_port "$4" -m "${@:5}"' \
   "$(dirname "$0")/fsdp2.yaml" "$machines" "$((machines * processes))" "$first" "$((20000 + SLURM_JOB_ID % 10000))" "$@"

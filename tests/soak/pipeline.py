@@ -64,7 +64,7 @@ class Pipeline:
         raw = yaml.safe_load((config / "experiments" / "balance_window.yaml").read_text())
         arms = raw["axes"]["balance"]["arms"]
         raw["axes"]["balance"]["arms"] = {arm: arms[arm] for arm in ("1 sequence", "global")}
-        raw["contrasts"] = [["global", "1 sequence"]]
+        raw["contrasts"], raw["expect"] = [["global", "1 sequence"]], []
         (config / "experiments" / f"{SCALE}.yaml").write_text(yaml.safe_dump(raw))
 
     def environment(self) -> dict[str, str]:
