@@ -9,8 +9,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import Tensor
 
 from moe import provenance
@@ -39,6 +37,10 @@ class SequenceCounts:
 
     def write(self, out: Path, config: RunConfig, batches: TrainingBatches, stamp: dict) -> None:
         """Write all of them to `out`; its metadata hold `stamp`."""
+        # Its allocator would stand beside the activations of every step.
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         counts = pa.list_(pa.uint32(), config.model.num_experts)
         columns = {"step": pa.int32(), "layer": pa.int32(), "position": pa.int32(), "micro_batch": pa.int32()}
         schema = pa.schema({**columns, "domain": pa.string(), "counts": counts}, {"moe": json.dumps(stamp)})
