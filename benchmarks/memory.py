@@ -1,14 +1,13 @@
 """Is the memory of a training predicted? The plan against the peak that the operating system has seen."""
 
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peak import peak_of
 from moe.config import DataConfig, RunConfig
 from moe.data.packing import prepare
 from moe.memory import MB, peak_bytes
@@ -89,15 +88,7 @@ def _measured(folder: Path, data: DataConfig, shape: str) -> dict[str, Any]:
         folder / "state",
     ]
     command = [sys.executable, "-m", "moe", "train", *map(str, where), "--hardware", hardware.model_dump_json()]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    complaint = process.stderr.read()
-    # Of this one child, and the largest of those that it has waited for.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(complaint)
-    predicted, measured = peak_bytes(config, hardware), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    predicted, measured = peak_bytes(config, hardware), peak_of(command)
     return {
         "shape": shape,
         "processes": hardware.processes,

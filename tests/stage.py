@@ -18,12 +18,22 @@ from moe.data.order import TrainingBatches
 ROOT = Path(__file__).parents[1]
 
 
+def command(*args: object) -> list[str]:
+    """One stage."""
+    return [sys.executable, "-m", "moe", *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    """What a stage runs in."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
 def start(*args: object) -> "subprocess.Popen[str]":
     """One stage in a process group of its own, which obeys Ctrl-C even where this process ignores it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "moe", *map(str, args)],
+        command(*args),
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

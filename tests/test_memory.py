@@ -1,16 +1,16 @@
 """Predicted memory against what processes really take."""
 
-import os
 from pathlib import Path
 
 import pytest
 
+from benchmarks.peak import peak_of
 from moe import memory
 from moe.memory import available_mb, peak_bytes
 from moe.model import objective
 from moe.scale import HardwareConfig
 from tests.conftest import tiny_config
-from tests.stage import start, training
+from tests.stage import ROOT, command, environment, training
 
 WIDE = {"hidden_size": 128, "num_layers": 4, "num_experts": 16, "expert_size": 128}
 BATCH = {"batch_sequences": 192, "sequences_per_pass": 192}
@@ -27,14 +27,8 @@ def test_the_peak_of_a_training_is_predicted_within_15_percent(name: str, tiny_d
     data, packed = tiny_data
     window = {"terms": [{"window": "global", "weight": 0.05}]}
     config = tiny_config(data, model=model, train={"steps": 2, **train}, balance=window)
-    process = start(*training(tmp_path, packed, config, processes=processes))
-    assert process.stderr
-    error = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, error
-    # In KiB, of the largest process.
-    measured = usage.ru_maxrss * 1024
+    call = command(*training(tmp_path, packed, config, processes=processes))
+    measured = peak_of(call, cwd=ROOT, env=environment())
     predicted = peak_bytes(config, HardwareConfig(processes=processes))
     assert predicted == pytest.approx(measured, rel=0.15)
 
