@@ -7,7 +7,6 @@ collective, beside one that lies within each. Weights stay as they began, so tha
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from accelerate import PartialState
 
 from benchmarks.workload import CPU, Batches, objective, our_step, take
 from moe.config import RunConfig
-from moe.launch import become_rank, is_rank
+from moe.launch import become_rank, is_rank, rendezvous
 from moe.model.objective import LOSS_TOKENS
 from moe.settings import parse
 from moe.speed import keep_memory
@@ -89,10 +88,7 @@ def _in_processes(part: str) -> dict[str, Any]:
     """Run a part in processes of its own, and take what the first one says."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     if (number := PROCESSES[part]) > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        environment |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment |= rendezvous(number)
     command = [sys.executable, "-c", f"from benchmarks.balance import _child; _child({part!r})"]
     processes = []
     for rank in range(number):

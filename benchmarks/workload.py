@@ -30,14 +30,7 @@ class Batches:
         shape = (PACKED_SEQUENCES, config.data.sequence_length)
         packed = (rng.zipf(1.2, size=shape) - 1).clip(max=config.data.vocab_size - 1).astype(np.uint16)
         self.packed = np.array_split(packed, len(config.data.domains))
-        lengths, batch = [len(sequences) for sequences in self.packed], config.train.batch_sequences
-        self.order = SampleOrder(
-            config.data,
-            lengths,
-            batch_sequences=batch,
-            micro_sequences=config.train.micro_sequences,
-            seed=config.seed,
-        )
+        self.order = SampleOrder.of_run(config, [len(sequences) for sequences in self.packed])
 
     def tokens(self, step: int) -> np.ndarray:
         """Tokens int64 [B, N]."""

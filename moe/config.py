@@ -256,6 +256,10 @@ class TrainConfig(Settings):
         """Sequences that one process runs in one forward pass."""
         return self.sequences_per_pass or self.micro_sequences
 
+    def num_passes(self, processes: int) -> int:
+        """Forward passes of each of so many processes in one optimizer step."""
+        return -(-self.batch_sequences // (self.pass_sequences * processes))
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if self.warmup_steps > self.steps:
@@ -335,7 +339,7 @@ def window_sequences(item: BalanceTerm | BiasConfig | CapacityConfig, train: Tra
 
 def check_split(train: TrainConfig, processes: int) -> None:
     """Raise `ConfigError` where the global batch leaves some process without a sequence in some pass."""
-    passes = -(-train.batch_sequences // (train.pass_sequences * processes))
+    passes = train.num_passes(processes)
     if train.batch_sequences < passes * processes:
         raise ConfigError(
             f"train.batch_sequences ({train.batch_sequences}) cannot be shared out over hardware.nodes x "
@@ -349,8 +353,7 @@ def check_capacity(config: RunConfig, processes: int) -> None:
     if config.balance.capacity is None:
         return
     train, window = config.train, window_sequences(config.balance.capacity, config.train)
-    passes = -(-train.batch_sequences // (train.pass_sequences * processes))
-    share, more = divmod(train.batch_sequences, passes * processes)
+    share, more = divmod(train.batch_sequences, train.num_passes(processes) * processes)
     if share % window or (more and window > 1):
         raise ConfigError(
             f"balance.capacity.window ({window}) must divide the {share}{f' or {share + 1}' if more else ''} sequences "

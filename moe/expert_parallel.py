@@ -8,7 +8,6 @@ stage.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.launch import rendezvous
 from moe.speed import keep_memory
 
 # P processes, E experts of all, O experts of one process, T tokens of one process, R = T·K rows, H hidden units
@@ -44,14 +44,11 @@ def measure(*, warmup: int, repeats: int) -> dict[str, Any]:
     `transfer` by bytes sent, `product` and `sort` by rows, and `layers`, each with the selections [P, E] behind it.
     Raises `RuntimeError` where the processes cannot work together.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {"WORLD_SIZE": PROCESSES, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    settings = {**rendezvous(PROCESSES), "OMP_NUM_THREADS": "1"}
     processes = []
     try:
         for rank in range(PROCESSES):
-            environment = os.environ | {key: str(value) for key, value in {**settings, "RANK": rank}.items()}
+            environment = os.environ | settings | {"RANK": str(rank)}
             command = [sys.executable, "-m", "moe.expert_parallel", str(warmup), str(repeats)]
             pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             processes.append(subprocess.Popen(command, env=environment, **pipes))

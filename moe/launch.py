@@ -25,6 +25,14 @@ BLAME_SECONDS = 2.0
 """A rank that fails waits so long before it says why: if it failed because another one did, it is ended by then."""
 
 
+def rendezvous(processes: int) -> dict[str, str]:
+    """Environment in which so many processes of this machine find each other, on a port that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
 def launch(argv: Sequence[str], *, processes: int, threads: int, lock: int) -> int:
     """Run `python -m moe <argv>` in `processes` ranks that hold the open file `lock`; returns the exit status.
 
@@ -32,11 +40,7 @@ def launch(argv: Sequence[str], *, processes: int, threads: int, lock: int) -> i
     """
     # The write end stays open here alone, until this process ends.
     lifeline, _ = os.pipe()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": threads, LIFELINE: lifeline}
+    shared = {**rendezvous(processes), "LOCAL_WORLD_SIZE": processes, "OMP_NUM_THREADS": threads, LIFELINE: lifeline}
     ranks: list[subprocess.Popen[bytes]] = []
     # Rank 0 alone is heard, or every warning would come once per rank.
     outputs = [None, *(tempfile.TemporaryFile() for _ in range(1, processes))]  # noqa: SIM115

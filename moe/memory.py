@@ -53,7 +53,6 @@ def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     """
     train, vocab_bytes = config.train, 4 * config.data.vocab_size * config.model.hidden_size
     parameters = 4 * num_parameters(config)[0]
-    passes = -(-train.batch_sequences // (train.pass_sequences * hardware.ranks))
     tokens = _pass_tokens(config, hardware)
     kept, recomputed, working = _layer_bytes(config)
     layers, final_norm = config.model.num_layers * kept, 4 * 4 * config.model.hidden_size
@@ -61,7 +60,7 @@ def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     # head. Every gradient of the passes before stays; only the last pass has none of them to add to.
     logits = 2 * 4 * min(LOSS_TOKENS, tokens) * config.data.vocab_size
     expert_gradients = 4 * 3 * config.model.hidden_size * config.model.expert_size * config.model.num_experts
-    carried = parameters if passes > 1 else 0
+    carried = parameters if train.num_passes(hardware.ranks) > 1 else 0
     live = max(
         carried + 2 * vocab_bytes + logits + tokens * (layers + final_norm),
         carried + vocab_bytes + expert_gradients + tokens * (layers + recomputed + working),
@@ -144,8 +143,8 @@ def gpu_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
 
 def _pass_tokens(config: RunConfig, hardware: HardwareConfig) -> int:
     """Tokens of the largest forward pass of one process."""
-    passes = -(-config.train.batch_sequences // (config.train.pass_sequences * hardware.ranks))
-    return -(-config.train.batch_sequences // (passes * hardware.ranks)) * config.data.sequence_length
+    shares = config.train.num_passes(hardware.ranks) * hardware.ranks
+    return -(-config.train.batch_sequences // shares) * config.data.sequence_length
 
 
 def estimators_bytes(config: RunConfig, scale: Scale) -> int:

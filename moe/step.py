@@ -226,7 +226,8 @@ class Step:
                 z_L = z_loss(statistics, tokens_per_rank=tokens_per_rank)
                 loss = lm_loss + settings.balance.z_loss_weight * z_L.mean()
                 terms_TLSE = self._coefficients(i, counts, tokens_per_rank)
-                active = [w * part for w, part in zip(self._weights(step), terms_TLSE, strict=True) if w]
+                pairs = zip(self.terms, terms_TLSE, strict=True)
+                active = [term.weight * part for term, part in pairs if term.weight and is_active(term, step)]
                 if active:
                     coefficients_LSE = torch.stack(active).sum(dim=0) / len(z_L)
                     # One product for all terms, since each is linear in the score sums.
@@ -287,10 +288,6 @@ class Step:
     def _share(self, values_BN: np.ndarray, pass_index: int) -> Tensor:
         positions = self.layout.positions(pass_index)
         return torch.from_numpy(values_BN[positions.start : positions.stop]).to(self.accelerator.device)
-
-    def _weights(self, step: int) -> list[float]:
-        """Weight of every term in this optimizer step."""
-        return [term.weight * is_active(term, step) for term in self.terms]
 
     def _coefficients(self, i: int, counts: list[Tensor], tokens_per_rank: float) -> list[Tensor]:
         """Per term, what each score sum of this pass counts in its loss, [L, S, E]."""

@@ -101,15 +101,20 @@ def test_without_the_parents_state_a_branch_is_trained_from_the_first_step_and_s
     assert all((branched / file).read_bytes() == (alone / file).read_bytes() for file in FILES)
 
 
-def test_a_branch_that_was_interrupted_goes_on_from_its_own_state(
-    tiny_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def left_by_a_parent(tiny_data, tmp_path: Path) -> tuple[RunConfig, Path, Path]:
+    """A run that switches, its data, and what its parent has left for it."""
     data, packed = tiny_data
     child = tiny_config(data, balance={"terms": SWITCH})
     found = branch(child)
     assert found
     run(found[0], packed, tmp_path / "parent", "--keep", 6)
-    left = branch_folder(tmp_path / "parent" / "state", 6)
+    return child, packed, branch_folder(tmp_path / "parent" / "state", 6)
+
+
+def test_a_branch_that_was_interrupted_goes_on_from_its_own_state(
+    tiny_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child, packed, left = left_by_a_parent(tiny_data, tmp_path)
     folder = tmp_path / "branched"
     command = [str(arg) for arg in [*training(folder, packed, child), "--from", left]]
     with monkeypatch.context() as patch:
@@ -123,12 +128,7 @@ def test_a_branch_that_was_interrupted_goes_on_from_its_own_state(
 
 
 def test_a_damaged_state_of_the_parent_costs_time_alone(tiny_data, tmp_path: Path) -> None:
-    data, packed = tiny_data
-    child = tiny_config(data, balance={"terms": SWITCH})
-    found = branch(child)
-    assert found
-    run(found[0], packed, tmp_path / "parent", "--keep", 6)
-    left = branch_folder(tmp_path / "parent" / "state", 6)
+    child, packed, left = left_by_a_parent(tiny_data, tmp_path)
     (checkpoint,) = left.glob("*.safetensors")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
     branched = run(child, packed, tmp_path / "branched", "--from", left)

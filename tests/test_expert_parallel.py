@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from moe.expert_parallel import EXPERTS, HIDDEN, PROCESSES, TOKENS, TOP_K, Layer, measure, patterns
+from moe.launch import rendezvous
 
 SCRIPT = """
 import torch, torch.distributed as dist
@@ -29,10 +29,7 @@ def test_two_processes_give_what_a_loop_over_tokens_gives(tmp_path: Path) -> Non
     torch.manual_seed(0)
     inputs = [(torch.randn(n, HIDDEN), torch.randint(EXPERTS, (n * TOP_K,))) for n in (5, 9)]
     torch.save(inputs, tmp_path / "inputs.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common = {**rendezvous(PROCESSES), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", f"folder = {str(tmp_path)!r}\n{SCRIPT}"]
     root = Path(__file__).parents[1]
     ranks = [

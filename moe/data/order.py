@@ -43,6 +43,12 @@ class SampleOrder:
         self._span = lru_cache(maxsize=1)(self._grouped)
         self._permutation = lru_cache(maxsize=2 * len(num_sequences))(self._permuted)
 
+    @classmethod
+    def of_run(cls, config: RunConfig, num_sequences: list[int]) -> "SampleOrder":
+        """The order of a run."""
+        sizes = {"batch_sequences": config.train.batch_sequences, "micro_sequences": config.train.micro_sequences}
+        return cls(config.data, num_sequences, **sizes, seed=config.seed)
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Domain and sequence number of every segment, both int64 [B, G].
 
@@ -103,14 +109,7 @@ class TrainingBatches:
     def __init__(self, config: RunConfig, data_folder: Path) -> None:
         self._names = [domain.name for domain in config.data.domains]
         self._packed = [read_packed(data_folder, name, "train") for name in self._names]
-        lengths, batch = [len(sequences) for sequences in self._packed], config.train.batch_sequences
-        self._order = SampleOrder(
-            config.data,
-            lengths,
-            batch_sequences=batch,
-            micro_sequences=config.train.micro_sequences,
-            seed=config.seed,
-        )
+        self._order = SampleOrder.of_run(config, [len(sequences) for sequences in self._packed])
 
     def tokens(self, step: int) -> np.ndarray:
         """Tokens int64 [B, sequence_length] of the batch of a step."""

@@ -19,7 +19,7 @@ ABSENT = "–"
 
 def _arms(records: Records, experiment: str) -> dict[str, Run]:
     """One run of every arm: its seeds share all settings."""
-    return {arm: next(iter(seeds.values())) for arm, seeds in records.arms(experiment).items()}
+    return {arm: records.run(experiment, arm) for arm in records.arms(experiment)}
 
 
 def shared_settings(records: Records, experiment: str) -> dict[str, str]:

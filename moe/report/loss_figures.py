@@ -162,7 +162,7 @@ def headline_drawing(records: Records, experiment: str) -> Drawing | None:
     runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
     others = {}
     for arm in styles:
-        run = next(iter(records.arms(experiment)[arm].values()))
+        run = records.run(experiment, arm)
         if len(run.windows) > 1:
             heaviest = max(zip(run.config.balance.terms, run.windows, strict=True), key=lambda pair: pair[0].weight)
             others[arm] = heaviest[1]

@@ -75,7 +75,7 @@ def layer_table(records: Records, experiment: str) -> Table:
     for column in names.values():
         shown[column] = shown[column].map(text.number)
     shown["layer"] = shown["layer"].astype(str)
-    routing = next(iter(records.arms(experiment)[records.reference(experiment)].values())).routing
+    routing = records.run(experiment, records.reference(experiment)).routing
     domains, _, experts = routing.counts_DLE.shape
     caption = (
         f"Held-out routing, mean over {seeds_per_arm(frame)}. Uniform routing gives JSD 0, mutual information 0 (at "

@@ -16,16 +16,11 @@ import pandas as pd
 from moe.analysis import specialisation
 from moe.analysis.statistics import PairedDifference, paired_difference
 from moe.report.measure_names import MEASURES
-from moe.report.records import Records, Run
+from moe.report.records import Records
 from moe.report.specialisation_measures import ownership
 
 MOST_ARMS = 21
 """Arms that can be told apart in one figure: as many have a style of their own."""
-
-
-def _runs(records: Records, experiment: str) -> list[tuple[str, int, Run]]:
-    arms = records.arms(experiment).items()
-    return [(arm, seed, run) for arm, seeds in arms for seed, run in sorted(seeds.items())]
 
 
 @lru_cache(maxsize=64)  # nearly every table and figure asks for it
@@ -34,7 +29,7 @@ def run_frame(records: Records, experiment: str) -> pd.DataFrame:
     layers = layer_frame(records, experiment)
     means = layers.groupby(["arm", "seed"], sort=False)[[name for name in MEASURES if name in layers]].mean()
     rows = []
-    for arm, seed, run in _runs(records, experiment):
+    for arm, seed, run in records.runs_of(experiment):
         average = run.evaluation.average
         rows.append(
             {
@@ -55,7 +50,7 @@ def domain_frame(records: Records, experiment: str) -> pd.DataFrame:
     """One row per run and domain: held-out loss, perplexity, bits per byte, tokens."""
     return pd.DataFrame(
         {"arm": arm, "seed": seed, "domain": domain, **values.model_dump()}
-        for arm, seed, run in _runs(records, experiment)
+        for arm, seed, run in records.runs_of(experiment)
         for domain, values in run.evaluation.heldout.items()
     )
 
@@ -63,7 +58,7 @@ def domain_frame(records: Records, experiment: str) -> pd.DataFrame:
 def layer_frame(records: Records, experiment: str) -> pd.DataFrame:
     """One row per run and layer: measures of specialisation and load on the held-out text."""
     rows = []
-    for arm, seed, run in _runs(records, experiment):
+    for arm, seed, run in records.runs_of(experiment):
         routing = run.routing
         frequency = specialisation.selection_frequency(routing.counts_DLE)
         # Mean of the domains' frequencies: domains weigh the same in the load, too.
@@ -85,7 +80,7 @@ def layer_frame(records: Records, experiment: str) -> pd.DataFrame:
 def score_frame(records: Records, experiment: str) -> pd.DataFrame:
     """One row per run, layer and domain: mean sum of the top-K scores, and its uniform level K / E."""
     rows = []
-    for arm, seed, run in _runs(records, experiment):
+    for arm, seed, run in records.runs_of(experiment):
         routing = run.routing
         uniform = routing.top_k / routing.counts_DLE.shape[-1]
         for d, sums in enumerate(specialisation.top_k_score_sum(routing.scores_DLE, routing.tokens_D)):
@@ -100,9 +95,7 @@ def selection_frame(records: Records, experiment: str, arms: Collection[str] = (
     Of `arms` alone, where some are named: it is the largest of the frames.
     """
     frames = []
-    for arm, seed, run in _runs(records, experiment):
-        if arms and arm not in arms:
-            continue
+    for arm, seed, run in records.runs_of(experiment, arms):
         frequency = specialisation.selection_frequency(run.routing.counts_DLE)
         domain, layer, expert = (index.ravel() for index in np.indices(frequency.shape))
         columns = {
@@ -121,7 +114,7 @@ def selection_frame(records: Records, experiment: str, arms: Collection[str] = (
 def curve_frame(records: Records, experiment: str) -> pd.DataFrame:
     """One row per run and logged step; the balance loss of each term and MaxVio are means over layers."""
     rows = []
-    for arm, seed, run in _runs(records, experiment):
+    for arm, seed, run in records.runs_of(experiment):
         for line in run.curve:
             terms = {f"balance_{i}": np.nan if x is None else np.mean(x) for i, x in enumerate(line.balance)}
             loads = {"max_vio_global": np.mean(line.max_vio_global), "max_vio_micro": np.mean(line.max_vio_micro)}
@@ -144,7 +137,7 @@ def task_frame(records: Records, experiment: str) -> pd.DataFrame:
     Empty where no task was run. NaN stands where a metric has no chance level, or lm-eval gives no error.
     """
     rows = []
-    for arm, seed, run in _runs(records, experiment):
+    for arm, seed, run in records.runs_of(experiment):
         record = run.evaluation.lm_eval or {}
         members = record.get("group_subtasks") or {}
         parents = {task: group for group, tasks in members.items() for task in tasks}
@@ -188,7 +181,7 @@ def _is_number(value: object) -> bool:
 def latency_frame(records: Records, experiment: str) -> pd.DataFrame:
     """One row per run: medians and 95th percentiles in milliseconds, NaN where the run was not timed."""
     rows = []
-    for arm, seed, run in _runs(records, experiment):
+    for arm, seed, run in records.runs_of(experiment):
         row: dict[str, object] = {"arm": arm, "seed": seed}
         timing = run.timing
         steps = timing.train_step_seconds if timing else [math.nan]
@@ -206,7 +199,7 @@ def step_frame(records: Records, experiment: str) -> pd.DataFrame:
     """One row per timed training step: `seconds` of each repetition of each run that was timed."""
     rows = [
         {"arm": arm, "seed": seed, "repetition": i, "seconds": seconds}
-        for arm, seed, run in _runs(records, experiment)
+        for arm, seed, run in records.runs_of(experiment)
         for i, seconds in enumerate(run.timing.train_step_seconds if run.timing else [])
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "repetition", "seconds"])
@@ -245,8 +238,8 @@ def window_groups(records: Records, experiment: str) -> list[list[tuple[int, str
     Empty unless at least two windows can be compared.
     """
     groups: dict[str, list[tuple[int, str]]] = {}
-    for arm, seeds in records.arms(experiment).items():
-        run = next(iter(seeds.values()))
+    for arm in records.arms(experiment):
+        run = records.run(experiment, arm)
         if len(run.windows) == 1:
             term = run.config.balance.terms[0].model_copy(update={"window": "global"})
             balance = run.config.balance.model_copy(update={"terms": (term,)})

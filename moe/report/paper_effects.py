@@ -120,7 +120,7 @@ def quoted_contrast(records: Records, experiment: str, first: str, second: str, 
     """What the paper prints for two arms of an experiment, in the items that the experiment names."""
     if measure != "heldout_nats":
         return NOT_PRINTED
-    configs = (records.config(experiment, arm) for arm in (first, second))
+    configs = (records.run(experiment, arm).config for arm in (first, second))
     return quoted_effect(records.table.experiments[experiment].paper, *configs)
 
 

@@ -6,7 +6,7 @@ beside `runs.json` may be absent: without `latency.json`, or for a run that it l
 nothing is said then of its time under expert parallelism.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -136,9 +136,14 @@ class Records:
                 arms.setdefault(row.arm, {})[row.seed] = self.runs[row.run]
         return arms
 
-    def config(self, experiment: str, arm: str) -> RunConfig:
-        """Config of an arm at its first seed."""
-        return next(iter(self.arms(experiment)[arm].values())).config
+    def runs_of(self, experiment: str, arms: Collection[str] = ()) -> list[tuple[str, int, Run]]:
+        """Arm, seed and run of every run of an experiment, arm by arm; of `arms` alone, where some are named."""
+        chosen = {arm: seeds for arm, seeds in self.arms(experiment).items() if not arms or arm in arms}
+        return [(arm, seed, run) for arm, seeds in chosen.items() for seed, run in sorted(seeds.items())]
+
+    def run(self, experiment: str, arm: str) -> Run:
+        """The run of an arm at its first seed, whose settings all its seeds share."""
+        return next(iter(self.arms(experiment)[arm].values()))
 
     def contrasts(self, experiment: str) -> list[tuple[str, str]]:
         """The experiment's contrasts; without any, every arm against the first."""

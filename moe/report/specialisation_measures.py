@@ -77,14 +77,13 @@ def drop_frame(records: Records, experiment: str, arms: Collection[str] = ()) ->
     """
     columns = ["arm", "seed", "layer", "domain", "expert", "increase_nats", "selection_frequency"]
     frames = [pd.DataFrame(columns=columns)]
-    for arm, seeds in records.arms(experiment).items():
-        for seed, run in sorted(seeds.items()):
-            increase_DLE = increases(run)
-            if increase_DLE is None or (arms and arm not in arms):
-                continue
-            domain, layer, expert = (index.ravel() for index in np.indices(increase_DLE.shape))
-            frequency = selection_frequency(run.routing.counts_DLE).ravel()
-            names = np.array(run.routing.domains, dtype=object)[domain]
-            values = (arm, seed, layer, names, expert, increase_DLE.ravel(), frequency)
-            frames.append(pd.DataFrame(dict(zip(columns, values, strict=True))))
+    for arm, seed, run in records.runs_of(experiment, arms):
+        increase_DLE = increases(run)
+        if increase_DLE is None:
+            continue
+        domain, layer, expert = (index.ravel() for index in np.indices(increase_DLE.shape))
+        frequency = selection_frequency(run.routing.counts_DLE).ravel()
+        names = np.array(run.routing.domains, dtype=object)[domain]
+        values = (arm, seed, layer, names, expert, increase_DLE.ravel(), frequency)
+        frames.append(pd.DataFrame(dict(zip(columns, values, strict=True))))
     return pd.concat(frames[1:] or frames, ignore_index=True)

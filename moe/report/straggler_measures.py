@@ -39,26 +39,25 @@ def straggler_frame(records: Records, experiment: str) -> pd.DataFrame:
     `ratio` is the step time relative to perfect balance, `layer_ratio` that of experts and all-to-all alone; the parts
     are in milliseconds per layer. Empty where no run of the arms that figures show has recorded its choices.
     """
-    rows, arms, reference = [], records.arms(experiment), records.reference(experiment)
+    rows, reference = [], records.reference(experiment)
     apart, expert_size = all_apart(records, experiment), reference_run(records, experiment).config.model.expert_size
-    for arm in measures.shown_arms(records, experiment):
-        for seed, run in sorted(arms[arm].items()):
-            counts_SLBE = late_counts(run)
-            if counts_SLBE is None:
-                continue
-            model = run.config.model
-            layer = LayerSize(
-                hidden_size=LAYER.hidden_size,
-                expert_size=LAYER.expert_size * model.expert_size // expert_size,
-                top_k=model.top_k,
-                num_shared_experts=model.num_shared_experts,
-            )
-            rows += _rows(arm, seed, run, counts_SLBE, layer, apart)
-            if arm == reference:
-                shape, rng = counts_SLBE.shape, np.random.default_rng(seed)
-                selections = run.config.data.sequence_length * model.top_k
-                drawn = rng.multinomial(selections, np.full(shape[-1], 1 / shape[-1]), size=shape[:-1])
-                rows += _rows(RANDOM, seed, run, drawn, layer, apart)
+    for arm, seed, run in records.runs_of(experiment, measures.shown_arms(records, experiment)):
+        counts_SLBE = late_counts(run)
+        if counts_SLBE is None:
+            continue
+        model = run.config.model
+        layer = LayerSize(
+            hidden_size=LAYER.hidden_size,
+            expert_size=LAYER.expert_size * model.expert_size // expert_size,
+            top_k=model.top_k,
+            num_shared_experts=model.num_shared_experts,
+        )
+        rows += _rows(arm, seed, run, counts_SLBE, layer, apart)
+        if arm == reference:
+            shape, rng = counts_SLBE.shape, np.random.default_rng(seed)
+            selections = run.config.data.sequence_length * model.top_k
+            drawn = rng.multinomial(selections, np.full(shape[-1], 1 / shape[-1]), size=shape[:-1])
+            rows += _rows(RANDOM, seed, run, drawn, layer, apart)
     return pd.DataFrame(rows)
 
 
@@ -72,7 +71,7 @@ def late_counts(run: Run) -> np.ndarray | None:
 
 def reference_run(records: Records, experiment: str) -> Run:
     """A run of the arm that others are compared with."""
-    return next(iter(records.arms(experiment)[records.reference(experiment)].values()))
+    return records.run(experiment, records.reference(experiment))
 
 
 def all_apart(records: Records, experiment: str) -> int:

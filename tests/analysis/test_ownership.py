@@ -5,16 +5,9 @@ import pytest
 
 from moe.analysis.ownership import damage, own_experts, stability
 from moe.analysis.specialisation import selection_frequency
+from tests.analysis.routing import disjoint
 
 RANDOM = np.random.default_rng(5)
-
-
-def disjoint(domains=3, layers=2, experts=6):
-    """Every domain selects two experts of its own."""
-    counts = np.zeros((domains, layers, experts))
-    for d in range(domains):
-        counts[d, :, 2 * d : 2 * d + 2] = 10
-    return counts
 
 
 def test_domains_with_experts_of_their_own_own_those_and_uniform_routing_leaves_each_one():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from moe.analysis import specialisation as sp
+from tests.analysis.routing import disjoint, uniform
 
 counts_DLE = st.tuples(st.integers(2, 4), st.integers(1, 3), st.integers(2, 6)).flatmap(
     lambda shape: arrays(np.int64, shape, elements=st.integers(1, 1000))
@@ -19,17 +20,6 @@ MEASURES = {
     "MaxVio": lambda c: sp.max_violation(c.sum(axis=0)),
     "load entropy": lambda c: sp.load_entropy(c.sum(axis=0)),
 }
-
-
-def uniform(domains=3, layers=2, experts=6):
-    return np.full((domains, layers, experts), 10)
-
-
-def disjoint(domains=3, layers=2, experts=6):
-    counts = np.zeros((domains, layers, experts))
-    for d in range(domains):
-        counts[d, :, 2 * d : 2 * d + 2] = 10
-    return counts
 
 
 def test_uniform_routing_gives_the_reference_levels():

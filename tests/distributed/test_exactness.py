@@ -1,7 +1,6 @@
 """Real processes over gloo: loss and gradients of the whole batch, with one collective per forward pass at most."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from moe.balance.windows import Layout
+from moe.launch import rendezvous
 from tests import exactness
 from tests.distributed.rank import CURVE, STEPS, TERMS, cases
 
@@ -20,10 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
     """What every rank found."""
     number, folder = request.param, tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    common = {**rendezvous(number), "ACCELERATE_USE_CPU": "true"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.distributed.rank", str(folder)],

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from moe.interruption import STATUS
+from moe.launch import rendezvous
 from tests.conftest import tiny_config
 from tests.distributed.test_ranks import curve
 from tests.stage import saved_steps, start, training, wait_until, weights
@@ -75,13 +75,9 @@ def test_a_divided_training_that_is_stopped_goes_on_bit_for_bit(tiny_data, tmp_p
 def test_every_process_holds_its_part_of_weights_gradients_and_moments() -> None:
     root = Path(__file__).parents[2]
     call = "from moe.launch import become_rank; become_rank(); from tests.distributed.divided import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = {**os.environ, **rendezvous(2), "PYTHONPATH": str(root)}
     ranks = [
-        subprocess.Popen([sys.executable, "-c", call], env={**environment, **shared, "RANK": r, "LOCAL_RANK": r})
+        subprocess.Popen([sys.executable, "-c", call], env={**environment, "RANK": r, "LOCAL_RANK": r})
         for r in ("0", "1")
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]

@@ -41,6 +41,7 @@ shell.prefix(
 )
 # A job that asks for every core is alone on the machine.
 ALL_CORES = workflow.cores or 1
+
 if workflow.is_main_process:
     if not join_workflow(Path.cwd()):
         print("another Snakemake works in this folder; wait for it or stop it", file=sys.stderr)
