@@ -95,7 +95,8 @@ def train(args: argparse.Namespace) -> int | None:
         return None
     if hardware.nodes > 1:
         script = Path(__file__).parents[1] / "profiles" / "slurm" / "start.sh"
-        os.execvp("bash", ["bash", str(script), str(hardware.nodes), str(hardware.processes), "moe", *args.argv])
+        machines = [str(hardware.nodes), str(hardware.processes)]
+        os.execvp("bash", ["bash", str(script), *machines, sys.executable, "moe", *args.argv])
     run, folder = args.config.parent.name, args.config.parent
     lock = args.state.with_name(f"{args.state.name}.lock")
     with exclusive(lock, waiting=f"another process trains {run}; waiting for it to end") as (held, waited):
