@@ -25,7 +25,7 @@ from moe.model.build import build_model, routers
 from moe.model.objective import Objective
 from moe.progress import Progress
 from moe.scale import EstimatorsConfig, HardwareConfig, check_estimators
-from moe.settings import digest, read_json
+from moe.settings import read_json
 from moe.speed import keep_memory
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
 
@@ -99,13 +99,8 @@ def measure(
         progress.advance(step + 1, None)
     progress.close()
 
-    record = provenance.stamp(
-        "moe-estimators/1",
-        device=provenance.device_name(accelerator.device),
-        run=run_folder.name,
-        seed=run.seed,
-        config_hash=digest(run),
-    )
+    device = provenance.device_name(accelerator.device)
+    record = provenance.run_stamp("moe-estimators/1", run, run=run_folder.name, device=device)
     record |= {"threads": hardware.threads, "batch_sequences": batch, "steps": run.train.steps}
     gradients = [
         {"step": settings.every * (m + 1), "estimator": candidate.label}

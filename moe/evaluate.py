@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe.analysis.specialisation import router_cosine
 from moe.config import RunConfig
 from moe.data.packing import read_manifest, read_packed
 from moe.data.tokenizer import load_tokenizer, token_bytes
@@ -30,9 +30,9 @@ from moe.lm_eval_tasks import official
 from moe.lm_eval_tasks.harness import Harness, quiet
 from moe.model.build import load_model, routers
 from moe.probe import heldout_pass, write_routing
-from moe.provenance import device_name, stamp, write_json
+from moe.provenance import device_name, run_stamp, write_json
 from moe.scale import EvaluationConfig
-from moe.settings import ConfigError, digest, read_json
+from moe.settings import ConfigError, read_json
 
 SCHEMA = "moe-evaluation/1"
 
@@ -79,13 +79,7 @@ def evaluate(
     for name, loss in losses.items():
         text = f"{loss['nats']:.4f} nats per token, {loss['bits_per_byte']:.4f} bits per byte"
         print(f"held-out {name}: {text}", flush=True)
-    record = stamp(
-        SCHEMA,
-        device=device,
-        run=run_folder.name,
-        seed=config.seed,
-        config_hash=digest(config),
-    )
+    record = run_stamp(SCHEMA, config, run=run_folder.name, device=device)
     record["heldout"] = losses
     averaged = ("nats", "perplexity", "bits_per_byte")
     record["average"] = {key: fmean(loss[key] for loss in losses.values()) for key in averaged}
@@ -110,6 +104,20 @@ def dropped(model: PreTrainedModel, sequences: dict[str, np.ndarray], *, batch_s
     by_domain = increases(model, tokens_SN, batch_size=batch_size).split(counts, dim=-1)
     nats_LED = torch.stack([found.mean(dim=-1) for found in by_domain], dim=-1) / (tokens_SN.shape[1] - 1)
     return {"sequences": dict(zip(sequences, counts, strict=True)), "nats": nats_LED.cpu().numpy().round(6).tolist()}
+
+
+def router_cosine(weight_EH: ArrayLike) -> float:
+    """Mean absolute cosine between two distinct rows of a router, whose rows are the experts' directions.
+
+    0 where all rows are orthogonal, 1 where all lie on one line; random rows of H numbers give about sqrt(2 / (pi H)).
+    Raises `ValueError` for fewer than two rows, or a row of zeros.
+    """
+    weight = np.asarray(weight_EH, dtype=np.float64)
+    length = np.linalg.norm(weight, axis=1, keepdims=True)
+    if len(weight) < 2 or not length.all():
+        raise ValueError("a cosine between rows needs two rows that are not zero")
+    unit = weight / length
+    return float(np.abs(unit @ unit.T)[np.triu_indices(len(unit), k=1)].mean())
 
 
 def heldout_loss(total_nats: float, sequences_SN: np.ndarray, token_bytes_V: np.ndarray) -> dict[str, float]:

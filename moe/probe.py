@@ -20,7 +20,6 @@ from moe.balance.statistics import gate_scores
 from moe.config import RunConfig
 from moe.model.objective import LOSS_TOKENS
 from moe.model.router import Routing, record_routing
-from moe.settings import digest
 
 # D domains, L layers, E experts, S sequences, N tokens of a sequence, T tokens, K choices, H hidden units
 
@@ -88,12 +87,11 @@ def write_routing(
             "top_k_score_sum": pa.array(sums_DLE3[..., 2].flatten().numpy()),
         }
     )
-    stamp = provenance.stamp(
+    stamp = provenance.run_stamp(
         "moe-routing/1",
-        device=device,
+        config,
         run=run,
-        seed=config.seed,
-        config_hash=digest(config),
+        device=device,
         num_experts=config.model.num_experts,
         top_k=config.model.top_k,
         heldout_tokens=tokens,

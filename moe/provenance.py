@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from moe.locks import locked
+from moe.settings import digest
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "lm_eval", "numpy", "snakemake")
-DRAWING = ("analysis", "report", "conformance")  # folders whose code makes no records
+WITHOUT_RECORDS = (
+    "analysis", "report", "conformance", "cli.py", "cost.py", "interruption.py", "launch.py", "locks.py", "memory.py",
+    "progress.py", "reference.py", "schema.py", "size.py", "sweep.py",
+)  # fmt: skip
+"""Folders and files whose code decides on no value of a record: it plans, starts and watches stages, or draws."""
 
 
 @cache
@@ -28,7 +33,7 @@ def code_fingerprint(*, drawing: bool = False) -> str:
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if drawing or path.relative_to(root).parts[0] not in DRAWING:
+        if drawing or path.relative_to(root).parts[0] not in WITHOUT_RECORDS:
             digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -52,6 +57,11 @@ def stamp(schema: str, *, device: str, **fields: Any) -> dict[str, Any]:
         "versions": package_versions(),
         "device": device,
     }
+
+
+def run_stamp(schema: str, config: Any, *, run: str, device: str, **fields: Any) -> dict[str, Any]:
+    """Head of a record of one run, whose `RunConfig` is `config`."""
+    return stamp(schema, device=device, run=run, seed=config.seed, config_hash=digest(config), **fields)
 
 
 def cpu_name() -> str:

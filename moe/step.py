@@ -1,9 +1,8 @@
-"""One optimizer step: passes over the global batch, losses, gradients, update, and the metrics of that batch."""
+"""One optimizer step: passes over the global batch, losses, gradients and update."""
 
 import math
 import time
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +11,15 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from moe.balance.capacity import Capacity, dropped_share
+from moe.balance.capacity import Capacity
 from moe.balance.controllers import bias_update
 from moe.balance.estimators import Pooling, WindowPool
 from moe.balance.losses import balance_coefficients, z_loss
-from moe.balance.metrics import dead_experts, load_entropy, max_violation
 from moe.balance.regularisers import similarity_loss
 from moe.balance.statistics import Draws, Statistics
 from moe.balance.windows import Layout, draw_tokens
 from moe.config import BalanceTerm, RunConfig, TrainConfig, check_split, window_sequences
+from moe.meter import Meter
 from moe.model.build import routers
 from moe.model.objective import Objective
 from moe.model.router import follow_positions
@@ -184,7 +183,7 @@ class Step:
         measure: bool = False,
         record: bool = False,
         mask_BN: np.ndarray | None = None,
-    ) -> "_Meter | None":
+    ) -> Meter | None:
         """Add the gradient of the whole global batch to `grad` of the parameters, averaged over the ranks.
 
         `mask_BN`: true where a token counts, false where it is padding, which stands at the ends of sequences.
@@ -210,7 +209,7 @@ class Step:
                 self.pool.count(i, *counts)
             self.pool.finish_counting()
         stopwatch.lap("sync")
-        meter = _Meter(settings.train.micro_sequences, self.capacity) if measure else None
+        meter = Meter(settings.train.micro_sequences, self.capacity) if measure else None
         for i, share in enumerate(shares):
             last = i == self.layout.num_passes - 1
             # A divided training keeps no whole gradients: it adds up the parts of every pass.
@@ -300,42 +299,3 @@ class Step:
 
     def _sum_over_ranks(self, counts: Tensor) -> Tensor:
         return self.accelerator.reduce(counts, reduction="sum")
-
-
-class _Meter:
-    """Metrics of one global batch, summed up over its passes and then averaged over the ranks."""
-
-    def __init__(self, micro_sequences: int, capacity: Capacity | None) -> None:
-        self.micro_sequences = micro_sequences
-        self.capacity = capacity
-        self.similarity_L: Tensor | None = None
-        """Equal on all ranks, and not summed over passes."""
-        self.values: list[Tensor] = []
-
-    def add(self, lm_loss: Tensor, z_L: Tensor, balance_TL: list[Tensor]) -> None:
-        """Take the contributions of one pass."""
-        rows = [lm_loss.detach().expand_as(z_L), z_L.detach(), *(value_L.detach() for value_L in balance_TL)]
-        self.values.append(torch.stack([row.double() for row in rows]))
-
-    def metrics(self, accelerator: Accelerator, pool: WindowPool) -> dict[str, Any]:
-        """What `train.jsonl` says of the batch, after its last pass."""
-        values = accelerator.reduce(torch.stack(self.values).sum(dim=0), reduction="mean")
-        lm_loss, z, *balance = values.tolist()
-        micro_LWE = pool.totals(self.micro_sequences)
-        counts_LE = micro_LWE.sum(dim=1)
-        optional = {}
-        if self.similarity_L is not None:
-            optional["similarity"] = self.similarity_L.tolist()
-        if self.capacity is not None:
-            counts_LWE = pool.totals(self.capacity.window)
-            optional["dropped"] = dropped_share(counts_LWE, factor=self.capacity.factor).tolist()
-        return {
-            "lm_loss": lm_loss[0],
-            "z_loss": z,
-            "balance": balance,
-            "max_vio_global": max_violation(counts_LE).tolist(),
-            "max_vio_micro": max_violation(micro_LWE).mean(dim=1).tolist(),
-            "load_entropy": load_entropy(counts_LE).tolist(),
-            "dead_experts": dead_experts(counts_LE).tolist(),
-            **optional,
-        }

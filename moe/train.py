@@ -32,7 +32,7 @@ from moe.model.nonfinite import locate
 from moe.model.objective import Objective
 from moe.progress import Progress
 from moe.scale import HardwareConfig
-from moe.settings import ConfigError, digest
+from moe.settings import ConfigError
 from moe.shard import divide, joined_weights
 from moe.speed import compile_layers, give_back_memory, keep_memory
 from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer, split_batch
@@ -259,9 +259,10 @@ def _finish(
             temporary.write_text("".join(json.dumps(line) + "\n" for line in part))
     total, active = num_parameters(model)
     device = provenance.device_name(step.accelerator.device)
-    made_by = {"device": device, "run": run, "seed": config.seed, "config_hash": digest(config)}
-    log.counts.write(run_folder / "counts.parquet", config, batches, provenance.stamp("moe-counts/1", **made_by))
-    record = provenance.stamp("moe-train/1", **made_by)
+    of_counts, record = (
+        provenance.run_stamp(schema, config, run=run, device=device) for schema in ("moe-counts/1", "moe-train/1")
+    )
+    log.counts.write(run_folder / "counts.parquet", config, batches, of_counts)
     record |= {
         "processes": step.layout.num_ranks,
         "threads": torch.get_num_threads(),

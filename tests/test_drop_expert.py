@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe.analysis.specialisation import router_cosine
 from moe.data.packing import read_packed
 from moe.data.tokenizer import load_tokenizer
 from moe.drop_expert import increases
-from moe.evaluate import evaluate
+from moe.evaluate import evaluate, router_cosine
 from moe.model.build import build_model, routers
 from moe.scale import EvaluationConfig
 from tests.conftest import tiny_config

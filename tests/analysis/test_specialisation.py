@@ -112,21 +112,3 @@ def test_measures_stay_inside_their_bounds(counts):
 def test_information_does_not_grow_when_two_experts_are_merged(counts):
     merged = np.concatenate([counts[..., :1] + counts[..., 1:2], counts[..., 2:]], axis=-1)
     assert (MEASURES["mutual information"](merged) <= MEASURES["mutual information"](counts) + 1e-9).all()
-
-
-def test_router_cosine_at_its_known_points_and_against_a_loop():
-    assert sp.router_cosine(np.eye(4) * [[1.0], [2.0], [3.0], [4.0]]) == pytest.approx(0)
-    assert sp.router_cosine(np.outer([1.0, -2.0, 0.5], [3.0, 4.0])) == pytest.approx(1)
-    weight = np.random.default_rng(0).normal(size=(6, 5))
-    cosines = [
-        abs(weight[i] @ weight[j]) / math.sqrt((weight[i] @ weight[i]) * (weight[j] @ weight[j]))
-        for i in range(6)
-        for j in range(6)
-        if i != j
-    ]
-    assert sp.router_cosine(weight) == pytest.approx(sum(cosines) / len(cosines))
-    many = np.random.default_rng(1).normal(size=(100, 200))
-    assert sp.router_cosine(many) == pytest.approx(math.sqrt(2 / (math.pi * 200)), rel=0.05)
-    for wrong in (np.ones((1, 3)), np.zeros((2, 3))):
-        with pytest.raises(ValueError, match="two rows"):
-            sp.router_cosine(wrong)
