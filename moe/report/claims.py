@@ -48,7 +48,7 @@ def contrast_sentences(records: Records, experiment: str) -> list[str]:
 def window_claim(records: Records, experiment: str, found: Sequence[Outcome] = ()) -> tuple[Verdict, str] | None:
     """The paper's claim that the largest window has a lower held-out loss than the smallest: verdict and a sentence.
 
-    Where `found` has the outcome of this very prediction, the verdict is its own, adjusted for all predictions; else
+    Where `found` has the outcome of this very prediction, the verdict is its own, with its adjusted p-values; else
     it is that of the interval. None where the arms of the experiment do not differ in their window.
     """
     curves = measures.window_groups(records, experiment)
@@ -70,7 +70,9 @@ def window_claim(records: Records, experiment: str, found: Sequence[Outcome] = (
     result, proof = verdict(difference), evidence(difference)
     if stated:
         result = stated[0].verdict
-        proof += f", adjusted for {len(found)} predictions {p_value(stated[0].p_holm)}"
+        own = sum(outcome.experiment == experiment for outcome in found)
+        proof += f", adjusted for the {own} predictions of this experiment {p_value(stated[0].p_holm)}"
+        proof += f", for all {len(found)} {p_value(stated[0].p_holm_all)}" if len(found) > own else ""
     said = {
         "confirmed": f"lowers the held-out loss: {proof}. The paper's claim holds at this scale.",
         "refuted": f"raises the held-out loss: {proof}. The paper's claim is refuted at this scale.",

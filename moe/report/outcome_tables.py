@@ -8,7 +8,7 @@ import pandas as pd
 from moe.analysis.statistics import MeanRatio
 from moe.report import measures, paper_effects, text
 from moe.report.measure_names import MEASURES
-from moe.report.outcomes import Outcome, recovered_shares, rule
+from moe.report.outcomes import RULE, Outcome, recovered_shares
 from moe.report.records import Records
 from moe.report.table import Table, difference_columns
 
@@ -33,8 +33,8 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
         head = {"experiment": outcome.experiment, "claim": item.claim, "verdict": outcome.verdict}
         compared = {"measure": item.measure, "first": item.first, "second": item.second, "predicted": item.direction}
         margin = {"margin": "none" if item.margin is None else item.margin}
-        tested = {"p_border": _number(outcome.p), "p_holm": _number(outcome.p_holm), "family": len(found)}
-        tested |= {"interval_alone": outcome.alone}
+        tested = {"p_border": _number(outcome.p), "p_holm": _number(outcome.p_holm)}
+        tested |= {"p_holm_all": _number(outcome.p_holm_all)}
         rows.append(head | compared | margin | difference_columns(difference) | tested | {"status": "measured"})
         shown.append(
             {
@@ -47,15 +47,14 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
                 "difference [95 %]": text.interval(difference),
                 "seeds": str(difference.n if difference else 0),
                 "p": text.p_value(outcome.p),
-                f"p (Holm, {len(found)} predictions)": text.p_value(outcome.p_holm),
-                "interval alone": outcome.alone,
+                "p (Holm, experiment)": text.p_value(outcome.p_holm),
+                f"p (Holm, all {len(found)})": text.p_value(outcome.p_holm_all),
                 **({} if experiment else {"the paper's (nats/token, quoted)": quoted}),
                 "status": "measured",
             }
         )
     caption = (
-        f"{rule(len(found))} Intervals are 95 % t intervals of the difference paired over seeds, not adjusted; "
-        "“interval alone” is what they would say of a single prediction. "
+        f"{RULE} Intervals are 95 % t intervals of the difference paired over seeds, not adjusted. "
         f"{'' if experiment else QUOTED}"
     )
     title = "Predictions and outcomes"

@@ -28,23 +28,17 @@ class Outcome:
     p: float | None
     """Of the hypothesis that the difference lies on the border of what is predicted: 0, or the margin of `equal`."""
     p_holm: float | None
-    """Adjusted by Holm over all predictions of the report."""
+    """Adjusted by Holm over the predictions of the experiment; it decides."""
+    p_holm_all: float | None
+    """Adjusted by Holm over all predictions of the report: the stricter reading."""
 
     @property
     def verdict(self) -> Verdict:
-        """Unresolved unless the adjusted p-value is at most `LEVEL`; then confirmed or refuted by the side of the mean.
+        """Unresolved unless `p_holm` is at most `LEVEL`; then confirmed or refuted by the side of the mean.
 
         Adjusting only raises a p-value, so the whole 95 % interval lies on that side too.
         """
-        return self._at(self.p_holm)
-
-    @property
-    def alone(self) -> Verdict:
-        """What the 95 % interval would say without adjustment, as if this were the only prediction."""
-        return self._at(self.p)
-
-    def _at(self, p: float | None) -> Verdict:
-        if self.difference is None or p is None or p > LEVEL:
+        if self.difference is None or self.p_holm is None or self.p_holm > LEVEL:
             return "unresolved"
         mean, margin = self.difference.mean, self.expectation.margin
         sides = {"lower": mean < 0, "higher": mean > 0, "equal": margin is not None and abs(mean) < margin}
@@ -52,28 +46,33 @@ class Outcome:
 
 
 def outcomes(records: Records) -> list[Outcome]:
-    """Every prediction of every experiment of the report, which together are the family of Holm's adjustment."""
-    found = []
+    """Every prediction of every experiment of the report.
+
+    An experiment is a family of Holm's adjustment, so that no verdict hangs on what else a report shows.
+    """
+    found, adjusted = [], []
     for name, experiment in records.table.experiments.items():
         frame = measures.run_frame(records, name) if experiment.expect else pd.DataFrame()
+        tested = []
         for item in experiment.expect:
             difference = measures.arm_difference(frame, item.measure, item.first, item.second)
             p = margin_p(difference, item.margin or 0.0) if difference else None
-            found.append((name, item, difference, p))
-    adjusted = holm([p for *_, p in found])
+            tested.append((name, item, difference, p))
+        found += tested
+        adjusted += holm([p for *_, p in tested])
     return [
-        Outcome(name, item, difference, p, p_holm)
-        for (name, item, difference, p), p_holm in zip(found, adjusted, strict=True)
+        Outcome(*prediction, p_holm, p_holm_all)
+        for prediction, p_holm, p_holm_all in zip(found, adjusted, holm([p for *_, p in found]), strict=True)
     ]
 
 
-def rule(count: int) -> str:
-    """How the verdicts of `count` predictions are reached, for captions."""
-    return (
-        f"Rule: a prediction is confirmed or refuted where its p-value, adjusted by Holm over all {count} predictions "
-        f"of the report, is at most {LEVEL}; the side of the mean tells which, and the whole 95 % interval lies there "
-        "then. Else it is unresolved. p is that of a true difference on the border: 0, or for “equal” the margin."
-    )
+RULE = (
+    "Rule: a prediction is confirmed or refuted where its p-value, adjusted by Holm over the predictions of its "
+    f"experiment, is at most {LEVEL}; the side of the mean tells which, and the whole 95 % interval lies there then. "
+    "Else it is unresolved. The family is the experiment, so that no verdict hangs on what else a report shows; "
+    "adjusted over all predictions of the report is the stricter reading. p is that of a true difference on the "
+    "border: 0, or for “equal” the margin."
+)
 
 
 def count_sentence(found: Sequence[Outcome]) -> str:

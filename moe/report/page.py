@@ -208,7 +208,7 @@ def _outcome_row(report: Report, outcome: Outcome) -> dict[str, str]:
         "seeds": str(difference.n if difference else 0),
         "p": text.p_value(outcome.p),
         "p_holm": text.p_value(outcome.p_holm),
-        "alone": outcome.alone,
+        "p_holm_all": text.p_value(outcome.p_holm_all),
         "paper": paper_effects.quoted_contrast(
             report.records, outcome.experiment, item.first, item.second, item.measure
         ),

@@ -13,7 +13,7 @@ from scipy import stats
 from moe.analysis.statistics import PairedDifference
 from moe.report.comparison_tables import contrast_table
 from moe.report.outcome_tables import recovery_table, share_text
-from moe.report.outcomes import Outcome, outcomes, rule
+from moe.report.outcomes import Outcome, outcomes
 from moe.report.records import Records
 from moe.report.tables import headline_text
 from moe.scale import Expectation
@@ -25,7 +25,7 @@ ARMS = {"a": 0.02, "b": 0.0, "c": 0.001, "d": 0.0}
 def outcome(direction, mean, p, margin=None):
     pair = {"claim": "c", "first": "x", "second": "y"}
     expectation = Expectation.model_validate(pair | {"direction": direction, "margin": margin})
-    return Outcome("e", expectation, PairedDifference(mean, 3, mean - 1, mean + 1, p, None, 0.1), p, p)
+    return Outcome("e", expectation, PairedDifference(mean, 3, mean - 1, mean + 1, p, None, 0.1), p, p, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def set_losses(root, records, values):
 
 @pytest.fixture
 def small(tmp_path, synthetic):
-    """Four arms, three seeds, one layer and domain; predictions in two experiments that share a family."""
+    """Four arms, three seeds, one layer and domain; predictions in two experiments."""
     seeds, noise = (0, 1, 2), np.random.default_rng(0)
     expect = [
         {"claim": "a above b", "first": "a", "second": "b", "direction": "higher"},
@@ -76,7 +76,7 @@ def small(tmp_path, synthetic):
     return Records(records, runs), values
 
 
-def test_p_values_are_adjusted_over_the_predictions_of_all_experiments(small):
+def test_p_values_are_adjusted_over_the_predictions_of_an_experiment_and_of_all(small):
     book, values = small
     found = outcomes(book)
     assert [(item.experiment, item.verdict) for item in found] == [
@@ -92,8 +92,10 @@ def test_p_values_are_adjusted_over_the_predictions_of_all_experiments(small):
     assert [item.p for item in found] == pytest.approx([paired.pvalue, near, paired.pvalue])
     by_hand = sorted([paired.pvalue, near, paired.pvalue])
     by_hand = np.maximum.accumulate([3 * by_hand[0], 2 * by_hand[1], by_hand[2]])
-    assert sorted(item.p_holm for item in found) == pytest.approx(by_hand)
-    assert "all 3 predictions" in rule(len(found))
+    assert sorted(item.p_holm_all for item in found) == pytest.approx(by_hand)
+    first, second = sorted([paired.pvalue, near])
+    assert sorted(item.p_holm for item in found[:2]) == pytest.approx([2 * first, max(2 * first, second)])
+    assert found[2].p_holm == found[2].p, "a family of its own"
 
 
 def test_a_prediction_of_one_seed_or_of_a_measure_that_was_not_taken_is_unresolved(small):
@@ -144,7 +146,6 @@ def test_predictions_of_unknown_arms_or_measures_are_refused(tmp_path, synthetic
 def test_page_tables_and_terminal_give_the_same_verdicts(drawn):
     table = pd.read_csv(drawn.tables / "predictions.csv").set_index("claim")
     assert table["verdict"].tolist() == ["confirmed", "refuted", "unresolved"]
-    assert set(table["family"]) == {3}
     own = pd.read_csv(drawn.tables / "balance_window-predictions.csv").set_index("claim")
     pd.testing.assert_frame_equal(table, own)
     text = headline_text(drawn.records, drawn.runs)
@@ -159,7 +160,7 @@ def test_page_tables_and_terminal_give_the_same_verdicts(drawn):
 def test_the_headline_takes_its_verdict_from_its_prediction(drawn):
     """One rule on a page: the paper's claim is not judged by the interval alone where it is a prediction."""
     p_holm = pd.read_csv(drawn.tables / "predictions.csv")["p_holm"][0]
-    found = re.search(r"adjusted for 3 predictions ([\d.]+)\. The paper", drawn.page)
+    found = re.search(r"adjusted for the 3 predictions of this experiment ([\d.]+)\. The paper", drawn.page)
     assert found and float(found[1]) == pytest.approx(p_holm, rel=0.05)
 
 
