@@ -78,7 +78,7 @@ def contrast_table(records: Records, experiment: str) -> Table:
             )
     caption = (
         f"First arm minus second. {INTERVAL}; they and p are not adjusted. p (Holm) is adjusted over the "
-        f"{len(contrasts)} contrasts of one measure in this experiment, a smaller family than that of the predictions, "
-        "which the verdicts rest on. d_z: mean over standard deviation of the paired differences."
+        f"{len(contrasts)} contrasts of one measure in this experiment; the verdicts rest on its predictions, a family "
+        "of their own. d_z: mean over standard deviation of the paired differences."
     )
     return Table("contrasts", "contrasts", "Contrasts", caption, pd.DataFrame(rows), pd.DataFrame(shown), experiment)

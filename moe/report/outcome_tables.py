@@ -8,7 +8,7 @@ import pandas as pd
 from moe.analysis.statistics import MeanRatio
 from moe.report import measures, paper_effects, text
 from moe.report.measure_names import MEASURES
-from moe.report.outcomes import RULE, Outcome, recovered_shares
+from moe.report.outcomes import RULE, VERDICTS, Outcome, recovered_shares
 from moe.report.records import Records
 from moe.report.table import Table, difference_columns
 
@@ -19,13 +19,16 @@ QUOTED = (
 
 
 def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]) -> Table | None:
-    """The predictions of one experiment with their verdicts, or without a name those of all; None where there is none.
+    """The predictions of one experiment with their verdicts, or without a name those of all, verdict by verdict and
+    beside the paper; None where there is none.
 
     `found` are the outcomes of all experiments.
     """
     chosen = [outcome for outcome in found if experiment in ("", outcome.experiment)]
     if not chosen:
         return None
+    if not experiment:
+        chosen.sort(key=lambda outcome: VERDICTS.index(outcome.verdict))
     rows, shown = [], []
     for outcome in chosen:
         item, difference = outcome.expectation, outcome.difference
@@ -36,21 +39,21 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
         tested = {"p_border": _number(outcome.p), "p_holm": _number(outcome.p_holm)}
         tested |= {"p_holm_all": _number(outcome.p_holm_all)}
         rows.append(head | compared | margin | difference_columns(difference) | tested | {"status": "measured"})
+        contrast, measure = f"{item.first} − {item.second}", MEASURES[item.measure]
+        predicted = item.direction if item.margin is None else f"equal ± {item.margin:g}"
+        said = {"verdict": outcome.verdict, "prediction": item.claim}
+        said |= {"contrast": contrast, "measure": measure, "predicted": predicted}
+        if not experiment:
+            said = {"verdict": outcome.verdict, "prediction": f"{item.claim} ({contrast}, {measure})"}
         shown.append(
             {
-                "prediction": item.claim,
-                **({} if experiment else {"experiment": outcome.experiment}),
-                "verdict": outcome.verdict,
-                "contrast": f"{item.first} − {item.second}",
-                "measure": MEASURES[item.measure],
-                "predicted": item.direction if item.margin is None else f"equal ± {item.margin:g}",
+                **said,
                 "difference [95 %]": text.interval(difference),
                 "seeds": str(difference.n if difference else 0),
                 "p": text.p_value(outcome.p),
                 "p (Holm, experiment)": text.p_value(outcome.p_holm),
                 f"p (Holm, all {len(found)})": text.p_value(outcome.p_holm_all),
-                **({} if experiment else {"the paper's (nats/token, quoted)": quoted}),
-                "status": "measured",
+                **({"status": "measured"} if experiment else {"the paper's (nats/token, quoted)": quoted}),
             }
         )
     caption = (

@@ -61,8 +61,10 @@ def outcomes(records: Records) -> list[Outcome]:
         found += tested
         adjusted += holm([p for *_, p in tested])
     return [
-        Outcome(*prediction, p_holm, p_holm_all)
-        for prediction, p_holm, p_holm_all in zip(found, adjusted, holm([p for *_, p in found]), strict=True)
+        Outcome(name, item, difference, p, p_holm, p_holm_all)
+        for (name, item, difference, p), p_holm, p_holm_all in zip(
+            found, adjusted, holm([p for *_, p in found]), strict=True
+        )
     ]
 
 

@@ -36,6 +36,19 @@ def test_the_finding_of_the_readme_is_what_its_command_prints() -> None:
     assert done.stdout.splitlines()[0] in readme
 
 
+def test_the_readme_lists_what_became_of_every_prediction_that_the_paper_has_a_value_for() -> None:
+    def rows(path: Path) -> list[str]:
+        return [line for line in path.read_text().splitlines() if line.startswith("| ")]
+
+    heading, rule, *predictions = rows(ROOT / "results" / "reference" / "cpu" / "tables" / "predictions.md")
+    expected = [heading, rule, *(line for line in predictions if not line.endswith("| – |"))]
+    assert len(expected) > 2
+    readme = rows(ROOT / "README.md")
+    start = readme.index(heading)
+    assert readme[start : start + len(expected)] == expected
+    assert f"all {len(predictions)} predictions" in " ".join((ROOT / "README.md").read_text().split())
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "project")
