@@ -125,7 +125,8 @@ def gpu_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     """Peak memory of one GPU that trains the run, estimated and not measured.
 
     16 bytes per parameter for weight, gradient and moments, divided or whole, + activations as on the CPU + what a
-    divided training puts together.
+    divided training puts together + under bf16 copies of the experts, kept until their layer's backward pass, which
+    holds one more for their gradient; recomputed layers have one at a time.
     """
     total, tokens = num_parameters(config)[0], _pass_tokens(config, hardware)
     vocab = config.data.vocab_size * config.model.hidden_size
@@ -137,6 +138,9 @@ def gpu_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
         parameters = 16 * total // hardware.ranks + gathered
     else:
         parameters = (16 if hardware.ranks == 1 else 20) * total  # several processes hold buckets of gradients too
+    if config.train.precision == "bf16":
+        experts = 3 * config.model.hidden_size * config.model.expert_size * config.model.num_experts
+        parameters += 2 * experts * (1 + (1 if config.train.activation_checkpointing else config.model.num_layers))
     logits = 2 * 4 * min(LOSS_TOKENS, tokens) * config.data.vocab_size
     return GPU_BYTES + parameters + activations + logits
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, Qwen3MoeForCausalLM
 
 from moe.balance.statistics import Draws
 from moe.config import ModelConfig
+from moe.model import dispatch
 from moe.model.build import build_model, num_parameters, routers, use_our_parts
 from moe.model.objective import Objective
 from moe.model.router import record_routing
@@ -188,3 +190,54 @@ def test_bf16_autocast_keeps_the_router_in_fp32_and_the_loss_close() -> None:
     assert torch.allclose(rounded.nats, exact.nats, rtol=2e-3)
     rounded.nats.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+
+
+class Products(TorchDispatchMode):
+    """Notes the types that matrix products are computed in, forwards and backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "_product" in func.name() or "grouped_mm" in func.name():
+            self.dtypes |= {value.dtype for value in args if torch.is_tensor(value) and value.is_floating_point()}
+        return func(*args, **(kwargs or {}))
+
+
+def experts_pass(product, autocast: torch.dtype | None) -> tuple[list[torch.Tensor], Products]:
+    """Result and gradients of one layer's experts, all parameters and inputs being fp32."""
+    experts = build().model.layers[0].mlp.experts
+    generator = torch.Generator().manual_seed(2)
+    # Of a usual size, so that no gradient is tiny beside rounding.
+    for weights in experts.parameters():
+        weights.data = torch.randn(weights.shape, generator=generator) / 4
+    hidden = torch.randn(17, 32, generator=generator).requires_grad_()
+    gates = torch.rand(17, 3, generator=generator).requires_grad_()
+    selected = torch.randint(0, 7, (17, 3), generator=generator)  # expert 7 gets no token
+    with Products() as products:
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            found = product(experts, hidden, selected, gates)
+        found.float().square().sum().backward()
+    inputs = [hidden, gates, *experts.parameters()]
+    assert all(value.grad is not None and value.grad.dtype == torch.float32 for value in inputs)
+    return [found.detach(), *(value.grad for value in inputs if value.grad is not None)], products
+
+
+def test_an_accelerators_experts_compute_in_the_dtype_of_autocast_and_parameters_get_fp32_gradients() -> None:
+    exact, products = experts_pass(dispatch.grouped_experts, None)
+    assert products.dtypes == {exact[0].dtype} == {torch.float32}
+    rounded, products = experts_pass(dispatch.grouped_experts, torch.bfloat16)
+    assert products.dtypes == {rounded[0].dtype} == {torch.bfloat16}
+    for a, b in zip(exact, rounded, strict=True):
+        # bf16 has 8 bits of mantissa, and rounding adds up over two products and back.
+        assert 0 < (a - b).norm() < 0.02 * a.norm()
+
+
+def test_an_accelerators_experts_are_those_of_the_cpu() -> None:
+    found, expected = (
+        experts_pass(product, None)[0] for product in (dispatch.grouped_experts, dispatch.sorted_experts)
+    )
+    for a, b in zip(found, expected, strict=True):
+        # fp32 sums in another order.
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
