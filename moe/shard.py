@@ -61,3 +61,10 @@ def joined_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor]:
         if keeps:
             joined[name] = values.cpu()
     return joined
+
+
+def any_process(flag: bool, group: torch.distributed.ProcessGroup) -> bool:
+    """Whether it is true in some process of a gloo group; each has to ask. No device takes part, or is waited for."""
+    found = torch.tensor(flag, dtype=torch.uint8, device="cpu")
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group)
+    return bool(found)

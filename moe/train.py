@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
@@ -33,7 +34,7 @@ from moe.model.objective import Objective
 from moe.progress import Progress
 from moe.scale import HardwareConfig
 from moe.settings import ConfigError
-from moe.shard import divide, joined_weights
+from moe.shard import any_process, divide, joined_weights
 from moe.speed import compile_layers, give_back_memory, keep_memory
 from moe.step import NonFiniteError, Step, Stopwatch, make_optimizer, split_batch
 
@@ -103,6 +104,8 @@ def train(
     tokens_per_step = settings.batch_sequences * config.data.sequence_length
     progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
     stop = Deferred()
+    # All stop behind the step in which the first one is told: this group asks in each, and waits for no device.
+    told = torch.distributed.new_group(backend="gloo") if shard else None
     keep_memory()
     writes = accelerator.is_main_process
     saves = writes or shard  # of a divided training every process has a part
@@ -141,8 +144,8 @@ def train(
             with left_for_branches(state_folder, done) if writes else nullcontext(state_folder) as folder:
                 save_checkpoint(folder, done, objective, optimizer, step_once.state, writes=writes)
         stopping = stop.requested
-        if shard:  # only the first process is told, and all have to save
-            stopping = bool(accelerator.reduce(torch.tensor(float(stopping), device=accelerator.device)) > 0)
+        if told is not None:  # only the first process is told, and all have to save
+            stopping = any_process(stopping, told)
         if saves and (save or stopping):
             save_checkpoint(state_folder, done, objective, optimizer, step_once.state, writes=writes)
         if stopping:
@@ -166,7 +169,7 @@ def train(
     stop.release()
     # DDP goes before its process group: as the group's last owner it would wait, with the interpreter's lock held, for
     # gloo's threads, and those wait for that lock.
-    del prepared, prepared_optimizer, step_once
+    del prepared, prepared_optimizer, step_once, told
     accelerator.free_memory()
     accelerator.end_training()
 

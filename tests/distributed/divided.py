@@ -1,22 +1,23 @@
-"""One of several gloo processes: divides a model, takes a step and looks at what it holds.
+"""One of several gloo processes: divides a model, takes a step, looks at what it holds and tells the others.
 
 python -m tests.distributed.divided   (with RANK, WORLD_SIZE and so on in the environment)
 """
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from moe.balance.windows import Layout
 from moe.model.build import build_model
 from moe.model.objective import Objective
-from moe.shard import divide
+from moe.shard import any_process, divide
 from moe.step import Step, Stopwatch, make_optimizer
 from tests import exactness
 
 
 def main() -> None:
-    """Assert that this process holds its part of weights, gradients and moments, and no more."""
+    """Assert that this process holds its part of weights, gradients and moments and no more, and hears the others."""
     accelerator = Accelerator()
     config = exactness.run_config([{"window": 12, "weight": 0.3}])
     with torch.device("meta"):
@@ -43,6 +44,11 @@ def main() -> None:
     for tensors in (list(objective.parameters()), gradients, moments):
         held = sum(tensor.to_local().numel() for tensor in tensors if isinstance(tensor, DTensor))
         assert 0 < held < most and all(isinstance(tensor, DTensor) for tensor in tensors), (held, total)
+    group = torch.distributed.new_group(backend="gloo")
+    for told in range(accelerator.num_processes):
+        assert any_process(accelerator.process_index == told, group)
+    assert not any_process(False, group)
+    del group  # before the process groups end, as in `moe/train.py`
     accelerator.end_training()
 
 

@@ -1,5 +1,6 @@
 """A training that is divided over its processes (FSDP2) is the same training."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from moe.branches import branch_folder
 from moe.interruption import STATUS
 from moe.launch import rendezvous
 from tests.conftest import tiny_config
@@ -70,6 +72,20 @@ def test_a_divided_training_that_is_stopped_goes_on_bit_for_bit(tiny_data, tmp_p
     assert 0 < saved_steps(tmp_path / "stopped")[-1] < 40
     assert start(*command).wait() == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_a_divided_training_stops_between_two_lines_of_its_log(tiny_data, tmp_path: Path) -> None:
+    config, packed = tiny_data
+    config = tiny_config(config, train={"steps": 300, "sequences_per_pass": 2}, balance={"terms": TERMS})
+    *command, _ = training(tmp_path, packed, config, processes=2)
+    hardware = json.dumps({"processes": 2, "shard": True, "log_every": 1000, "checkpoint_every": 1000})
+    process = start(*command, hardware, "--keep", 5)
+    wait_until(branch_folder(tmp_path / "state", 5).exists, process)
+    process.terminate()
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == STATUS[signal.SIGTERM], error
+    (step,) = saved_steps(tmp_path)
+    assert 5 < step < 300 and f"terminated after step {step} of 300" in error
 
 
 def test_every_process_holds_its_part_of_weights_gradients_and_moments() -> None:
