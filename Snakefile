@@ -7,6 +7,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
 include: "workflow/rules/memory.smk"
 include: "workflow/rules/config.smk"
 include: "workflow/rules/data.smk"
