@@ -105,7 +105,7 @@ def train(
     progress = Progress(run, settings.steps, first_step, tokens_per_step) if accelerator.is_main_process else None
     stop = Deferred()
     # All stop behind the step in which the first one is told: this group asks in each, and waits for no device.
-    told = torch.distributed.new_group(backend="gloo") if shard else None
+    told: Any = torch.distributed.new_group(backend="gloo") if shard else None
     keep_memory()
     writes = accelerator.is_main_process
     saves = writes or shard  # of a divided training every process has a part
