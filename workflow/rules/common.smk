@@ -16,7 +16,7 @@ gc.set_threshold(100_000)
 
 try:
     # As text, so that `runs_table` can hand the choice on.
-    EXPERIMENTS = str(config.get("experiments", ""))
+    EXPERIMENTS = str(config.get("experiments") or "")
     PLAN = load_plan(str(config.get("scale", "cpu")), only=EXPERIMENTS)
 except ConfigError as error:
     sys.exit(f"error: {error}")
