@@ -94,6 +94,8 @@ def train(args: argparse.Namespace) -> int | None:
             raise
         return None
     if hardware.nodes > 1:
+        if args.source:  # once, and not in every rank
+            start(config, args.source, args.state)
         script = Path(__file__).parents[1] / "profiles" / "slurm" / "start.sh"
         machines = [str(hardware.nodes), str(hardware.processes)]
         os.execvp("bash", ["bash", str(script), *machines, sys.executable, "moe", *args.argv])
