@@ -1,15 +1,19 @@
 """What does each thing that makes a step fast bring? The step as it is trained, and the same without that thing.
 
 All variants take turns in one process, on one thread, at the cpu scale; a ratio above 1 is what the step would take
-longer without the lever.
+longer without the lever. Pages have a size for all of a process, so large and small ones take turns in processes.
 """
 
 import ctypes
 import gc
+import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +29,8 @@ from moe.model import objective as model_objective
 from moe.step import Step
 
 ROUNDS, STEPS = 7, 6
+PAGE_ROUNDS, PAGE_STEPS = 4, 60
+PAGES = {"large pages": "1", "small pages": "0"}
 GLIBC_DEFAULT = 128 << 10  # bytes, of both thresholds
 TILES = range(240, 257)  # rows of an expert, 256 in the mean
 
@@ -52,7 +58,16 @@ def measure() -> dict[str, Any]:
             with switched():
                 found = [_seconds(step, batches, round_ * STEPS + i) for i in range(STEPS)]
             seconds[name] += [median(found[1:])] if round_ else []  # the first compiles and warms up
-    return {"rounds": seconds, "tiles": {str(rows): _product_seconds(rows) for rows in TILES}}
+    tiles = {str(rows): _product_seconds(rows) for rows in TILES}
+    return {"rounds": seconds, "pages": _page_seconds(), "tiles": tiles}
+
+
+def trained_seconds() -> float:
+    """Median seconds of a step as trained, in a process of its own."""
+    torch.set_num_threads(1)
+    step, batches = _step(), Batches(CPU)
+    speed.keep_memory()
+    return median([_seconds(step, batches, i) for i in range(PAGE_STEPS)][STEPS:])
 
 
 def text(record: dict[str, Any]) -> str:
@@ -61,12 +76,26 @@ def text(record: dict[str, Any]) -> str:
     lines = [f"levers at the cpu scale, one thread; as trained {median(rounds['as trained']) * 1e3:.1f} ms per step"]
     for name in list(rounds)[1:]:
         lines.append(f"  {name:28} {spread(summary(rounds[name], rounds['as trained']))} times as long")
+    small, large = record["pages"]["small pages"], record["pages"]["large pages"]
+    lines.append(f"  {'small pages':28} {spread(summary(small, large))} times as long")
     tiles = {int(rows): seconds for rows, seconds in record["tiles"].items()}
     whole = tiles.pop(max(tiles))
     lines.append(
         f"  {min(tiles)}..{max(tiles)} rows not padded to 256: {median(tiles.values()) / whole:.2f}x the time of 256"
     )
     return "\n".join(lines)
+
+
+def _page_seconds() -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in PAGES}
+    command = [sys.executable, "-c", "from benchmarks.levers import trained_seconds; print(trained_seconds())"]
+    for _ in range(PAGE_ROUNDS):
+        for name, value in PAGES.items():
+            environment = os.environ | {"THP_MEM_ALLOC_ENABLE": value}
+            root = Path(__file__).parents[1]
+            done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            found[name].append(float(done.stdout))
+    return found
 
 
 def _step(*, compiled: bool = True, change: Callable[[PreTrainedModel], None] | None = None) -> Step:
