@@ -62,7 +62,8 @@ _ROLES = {
 }
 """What a row of the paper is, where a run of ours can be the same."""
 _ROLE_OF = {row: role for role, rows in _ROLES.items() for row in rows}
-_ROLE_OF |= {("weight 0.008", "4"): "micro", ("weight 0.008", "512"): "global"}
+_ROLE_OF |= {(f"weight {weight}", "4"): f"micro {weight}" for weight in ("0.001", "0.004", "0.008")}
+_ROLE_OF |= {("weight 0.008", "512"): "global 0.008"}
 _SHARES = (  # item, arm, model, tokens, the rows without the gain, with all of it, and with the arm's share
     ("Table 2", "shuffle", SMALL, "120B", ("micro", "4"), ("global", "512"), ("shuffle", "4 drawn from 512")),
     ("Table 2", "shuffle", SMALL, "400B", ("micro", "2"), ("global", "512"), ("shuffle", "2 drawn from 512")),
@@ -121,21 +122,24 @@ def quoted_contrast(records: Records, experiment: str, first: str, second: str, 
     if measure != "heldout_nats":
         return NOT_PRINTED
     configs = (records.run(experiment, arm).config for arm in (first, second))
-    return quoted_effect(records.table.experiments[experiment].paper, *configs)
+    terms = records.table.settings.get("balance", {}).get("terms") or [{}]
+    return quoted_effect(records.table.experiments[experiment].paper, *configs, weight=terms[0].get("weight"))
 
 
-def quoted_effect(text: str, first: RunConfig, second: RunConfig) -> str:
+def quoted_effect(text: str, first: RunConfig, second: RunConfig, *, weight: float | None) -> str:
     """What the items that `text` names print for the comparison of two runs, in nats; "–" where they print none.
 
-    Runs stand for rows of the paper by their role in it (`_role`), and differ in terms and bias alone.
+    Runs stand for rows of the paper by their role in it, and differ in terms, bias and gate alone. `weight`: that of
+    the scale, which stands for the paper's, None for any; its sweep of weights (Table 4) is met by equal weights alone.
     """
-    roles = _role(first), _role(second)
-    if not all(roles) or roles[0] == roles[1] or _others(first) != _others(second):
+    pairs = [(_role(first, weight), _role(second, weight)), (_weighted_role(first), _weighted_role(second))]
+    pairs = [(a, b) for a, b in pairs if a and b and a != b]
+    if not pairs or _others(first) != _others(second):
         return NOT_PRINTED
     found: dict[str, list[str]] = {}
     for row in effects(text).itertuples():
         for sign, pair in ((1, (row.first, row.second)), (-1, (row.second, row.first))):
-            if pair == roles:
+            if pair in pairs:
                 place = f"{signed(sign * row.nats)} ({row.model.split('-')[0]}, {row.tokens})"
                 found.setdefault(row.item, []).append(place)
     return "; ".join(f"{item}: {', '.join(places)}" for item, places in found.items()) or NOT_PRINTED
@@ -145,14 +149,25 @@ def _others(config: RunConfig) -> RunConfig:
     """The run without what its role tells, its seed, and how a batch is divided, which the buffer depends on."""
     balance = config.balance.model_copy(update={"terms": (), "bias": None})
     train = config.train.model_copy(update={"sequences_per_pass": None})
-    return config.model_copy(update={"balance": balance, "train": train, "seed": 0})
+    model = config.model.model_copy(update={"gate": "softmax"})
+    return config.model_copy(update={"balance": balance, "train": train, "model": model, "seed": 0})
 
 
-def _role(config: RunConfig) -> str:
-    """Which row of the paper a run stands for, in the words of `_ROLES`; empty where it prints none."""
+def _weighted_role(config: RunConfig) -> str:
+    """Which row of the paper's sweep of weights a run stands for; empty where it is none."""
+    terms = config.balance.terms
+    role = _role(config, None) if len(terms) == 1 else ""
+    return f"{role} {terms[0].weight:g}" if role in ("micro", "global") else ""
+
+
+def _role(config: RunConfig, weight: float | None) -> str:
+    """Which row of the paper a run stands for, in the words of `_ROLES`; empty where it prints none. The paper's loss
+    comes with a softmax gate, its bias with a sigmoid one."""
     terms, bias = config.balance.terms, config.balance.bias
     scopes = [_scope(window_sequences(item, config.train), config.train) for item in (bias, *terms) if item]
-    if not all(scopes) or (bias and terms):
+    if not all(scopes) or (bias and terms) or config.model.gate != ("sigmoid" if bias else "softmax"):
+        return ""
+    if terms and weight is not None and not math.isclose(terms[0].weight, weight):
         return ""
     if bias:
         return f"aux-free {scopes[0]}"
@@ -164,8 +179,10 @@ def _role(config: RunConfig) -> str:
         before, after = terms
         if before.weight == after.weight and before.end_step == after.start_step != 0:
             return f"{scopes[0]} → {scopes[1]} at {100 * after.start_step / config.train.steps:.0f} %"
-        always = (before.end_step, after.start_step, after.end_step) == (None, 0, None)
-        if always and scopes == ["global", "micro"] and math.isclose(after.weight, 0.01 * before.weight):
+        # Its hybrid adds the second term at a third of the steps.
+        third = abs(after.start_step / config.train.steps - 1 / 3) < 0.01
+        added = third and (before.start_step, before.end_step, after.end_step) == (0, None, None)
+        if added and scopes == ["global", "micro"] and math.isclose(after.weight, 0.01 * before.weight):
             return "hybrid"
     return ""
 
