@@ -40,11 +40,13 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
         tested |= {"p_holm_all": _number(outcome.p_holm_all)}
         rows.append(head | compared | margin | difference_columns(difference) | tested | {"status": "measured"})
         contrast, measure = f"{item.first} − {item.second}", MEASURES[item.measure]
-        predicted = item.direction if item.margin is None else f"equal ± {item.margin:g}"
         said = {"verdict": outcome.verdict, "prediction": item.claim}
-        said |= {"contrast": contrast, "measure": measure, "predicted": predicted}
+        said |= {"contrast": contrast, "measure": measure, "predicted": outcome.predicted}
         if not experiment:
-            said = {"verdict": outcome.verdict, "prediction": f"{item.claim} ({contrast}, {measure})"}
+            said = {
+                "verdict": outcome.verdict,
+                "prediction": f"{item.claim} ({contrast}: {outcome.predicted}; {measure})",
+            }
         shown.append(
             {
                 **said,

@@ -38,7 +38,21 @@ class Outcome:
 
         Adjusting only raises a p-value, so the whole 95 % interval lies on that side too.
         """
-        if self.difference is None or self.p_holm is None or self.p_holm > LEVEL:
+        return self._at(self.p_holm)
+
+    @property
+    def verdict_all(self) -> Verdict:
+        """The same by `p_holm_all`."""
+        return self._at(self.p_holm_all)
+
+    @property
+    def predicted(self) -> str:
+        """Direction, and margin of an equality, in words."""
+        item = self.expectation
+        return item.direction if item.margin is None else f"equal ± {item.margin:g}"
+
+    def _at(self, p: float | None) -> Verdict:
+        if self.difference is None or p is None or p > LEVEL:
             return "unresolved"
         mean, margin = self.difference.mean, self.expectation.margin
         sides = {"lower": mean < 0, "higher": mean > 0, "equal": margin is not None and abs(mean) < margin}
@@ -78,10 +92,12 @@ RULE = (
 
 
 def count_sentence(found: Sequence[Outcome]) -> str:
-    """How many predictions have which verdict."""
-    counts = Counter(outcome.verdict for outcome in found)
+    """How many predictions have which verdict, and how many would have it by the stricter reading."""
+    if len(found) == 1:
+        return f"1 prediction: {found[0].verdict}"
+    counts, strict = (Counter(getattr(outcome, by) for outcome in found) for by in ("verdict", "verdict_all"))
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
-    return f"{len(found)} predictions: {said}" if len(found) != 1 else f"1 prediction: {found[0].verdict}"
+    return f"{len(found)} predictions: {said} (adjusted over all: {', '.join(str(strict[v]) for v in VERDICTS)})"
 
 
 def recovered_shares(runs: pd.DataFrame, recovery: Recovery) -> dict[str, MeanRatio | None]:
