@@ -13,13 +13,13 @@ ROUTING = "measured on the held-out text, mean over layers"
 
 
 def headline_table(records: Records, experiment: str) -> Table:
-    """Every arm: held-out loss, its paired difference to the reference arm, and the measures of the routing."""
-    frame, reference = measures.run_frame(records, experiment), records.reference(experiment)
-    rows, shown = [], []
-    contrasts = [(arm, reference) for arm in records.arms(experiment)]
-    differences = measures.arm_differences(frame, "heldout_nats", contrasts)
+    """Every arm: held-out loss, its paired difference to its reference arm, and the measures of the routing."""
+    frame, references = measures.run_frame(records, experiment), records.references(experiment)
+    heading, rows, shown = f"difference to {records.reference_name(experiment)} [95 %]", [], []
+    differences = measures.arm_differences(frame, "heldout_nats", references.items())
     for (arm, runs), difference in zip(frame.groupby("arm", sort=False), differences, strict=True):
-        difference = None if arm == reference else difference
+        is_reference = arm == references[arm]
+        difference = None if is_reference else difference
         means = {measure: float(runs[measure].mean()) for measure in MEASURES}
         windows = runs["windows"].iloc[0]
         head = {"arm": arm, "windows": windows, "seeds": len(runs)}
@@ -30,8 +30,8 @@ def headline_table(records: Records, experiment: str) -> Table:
                 "Balance BSZ (sequences)": windows,
                 "seeds": str(len(runs)),
                 "held-out loss (nats/token)": text.number(means["heldout_nats"], 4),
-                f"difference to “{reference}” [95 %]": "reference" if arm == reference else text.interval(difference),
-                "p (not adjusted)": "–" if arm == reference else text.p_value(difference.p if difference else None),
+                heading: "reference" if is_reference else text.interval(difference),
+                "p (not adjusted)": "–" if is_reference else text.p_value(difference.p if difference else None),
                 "bits per byte": text.number(means["bits_per_byte"], 4),
                 "Avg PPL": text.number(means["perplexity"], 3),
                 "JSD (nats)": text.number(means["divergence"]),

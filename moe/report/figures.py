@@ -19,18 +19,22 @@ from moe.report.straggler_figure import straggler_drawing
 from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, context, legend_below, save
 
 
-def training_figure(curves: pd.DataFrame, reference: str, styles: dict[str, ArmStyle]) -> Figure:
-    """LM loss, its paired difference to the reference arm, balance loss and MaxVio over the steps; band: lowest to
-    highest seed."""
+def training_figure(
+    curves: pd.DataFrame, references: dict[str, str], reference_name: str, styles: dict[str, ArmStyle]
+) -> Figure:
+    """LM loss, its paired difference to the reference arms, which are called `reference_name`, balance loss and MaxVio
+    over the steps; band: lowest to highest seed."""
     figure = Figure(figsize=(WIDTH, 8.4))
     panels = figure.subplots(4, 1, sharex=True)
-    base = curves[curves["arm"] == reference].set_index(["seed", "step"])["lm_loss"]
-    matched = base.reindex(pd.MultiIndex.from_frame(curves[["seed", "step"]])).to_numpy()
+    keys = ["arm", "seed", "step"]
+    against = pd.MultiIndex.from_frame(curves[keys].assign(arm=curves["arm"].map(references)))
+    matched = curves.set_index(keys)["lm_loss"].reindex(against).to_numpy()
     curves = curves.assign(lm_difference=curves["lm_loss"] - matched)
+    curves = curves[curves["arm"].isin(list(styles))]
     late = curves[curves["step"] >= 0.1 * curves["step"].max()]
     plots = (
         ("lm_loss", "LM loss, without balance terms", "nats/token", None),
-        ("lm_difference", f"LM loss minus that of “{reference}”", "nats/token", 0),
+        ("lm_difference", f"LM loss minus that of {reference_name}", "nats/token", 0),
         ("balance_0", "Balance loss over the arm's own window", "1 = balanced", 1),
         ("max_vio_global", "MaxVio over the global batch", "0 = balanced", 0),
     )
@@ -94,16 +98,17 @@ def training_drawing(records: Records, experiment: str) -> Drawing:
     """Training curves of every arm."""
     curves = measures.curve_frame(records, experiment)
     styles, room = shown_styles(records, experiment)
-    curves = curves[curves["arm"].isin(list(styles))]
+    shown = curves[curves["arm"].isin(list(styles))]
     caption = (
-        f"Mean over seeds, band from the lowest to the highest of {text.seeds(curves['seed'].nunique())}, no interval; "
+        f"Mean over seeds, band from the lowest to the highest of {text.seeds(shown['seed'].nunique())}, no interval; "
         "the axes fit the last 90 % of the steps. Balance loss: the first term of each arm, mean over layers, each "
         f"over its own window, so levels of different windows are not comparable; MaxVio is. {room}"
         f"{text.paper_note('Figure 3')}"
     )
-    last = curves[curves["step"] == curves["step"].max()].groupby("arm", sort=False)["lm_loss"].mean()
+    last = shown[shown["step"] == shown["step"].max()].groupby("arm", sort=False)["lm_loss"].mean()
     alt = "LM loss at the last step: " + "; ".join(f"{arm} {text.number(value)}" for arm, value in last.items()) + "."
-    figure = training_figure(curves, records.reference(experiment), styles)
+    name = records.reference_name(experiment)
+    figure = training_figure(curves, records.references(experiment), name, styles)
     return Drawing(
         "training", experiment, "experiment", "Training curves", caption, alt, (f"{experiment}-curves",), figure
     )

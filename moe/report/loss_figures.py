@@ -1,4 +1,4 @@
-"""Figures of the held-out loss: its curve over the balance window, and the difference of every arm to the reference."""
+"""Figures of the held-out loss: its curve over the balance window, and the difference of every arm to its reference."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ def window_figure(
     runs: pd.DataFrame,
     curves: list[list[tuple[int, str]]],
     others: dict[str, int],
-    reference: str,
+    references: dict[str, str],
     styles: dict[str, ArmStyle],
 ) -> Figure:
     """Held-out loss against the balance window; beside it the paper's curve.
@@ -43,10 +43,10 @@ def window_figure(
                 x, row.to_numpy(), color="#b8b8b8", linewidth=0.9, marker=".", markersize=5, label=label, zorder=2
             )
         ours.plot(x, means[arms].to_numpy(), color="#444444", linewidth=1.6, zorder=3)
-    differences = measures.arm_differences(runs, "heldout_nats", [(arm, reference) for arm in placed])
+    differences = measures.arm_differences(runs, "heldout_nats", [(arm, references[arm]) for arm in placed])
     for (arm, x), difference in zip(placed.items(), differences, strict=True):
         style = styles[arm]
-        difference = None if arm == reference else difference
+        difference = None if arm == references[arm] else difference
         half = difference.high - difference.mean if difference and difference.high is not None else None
         if arm in others:
             ours.plot([x] * len(losses), losses[arm], color="#b8b8b8", linestyle="", marker=".", markersize=5, zorder=2)
@@ -92,17 +92,16 @@ Row = tuple[str, str, str, ArmStyle]  # label, first arm, second arm, style
 
 def forest_figure(
     runs: pd.DataFrame,
-    reference: str,
+    references: dict[str, str],
     styles: dict[str, ArmStyle],
     others: list[tuple[str, str]],
     quoted: pd.DataFrame,
 ) -> Figure:
-    """Paired differences of the held-out loss on one axis, one point a seed, mean and interval: every arm minus the
+    """Paired differences of the held-out loss on one axis, one point a seed, mean and interval: every arm minus its
     reference, the contrasts `others`, then the effects that the paper prints."""
-    labels = {arm: f"{arm} (reference)" if arm == reference else arm for arm in styles}
-    panels: list[tuple[str, list[Row]]] = [
-        ("Measured: arm minus reference", [(text.wrapped(labels[arm]), arm, reference, styles[arm]) for arm in styles])
-    ]
+    labels = {arm: f"{arm} (reference)" if arm == references[arm] else arm for arm in styles}
+    every: list[Row] = [(text.wrapped(labels[arm]), arm, references[arm], styles[arm]) for arm in styles]
+    panels = [("Measured: arm minus reference", every)]
     if others:
         rows = [(f"{text.wrapped(a)}\n− {text.wrapped(b)}", a, b, styles[a]) for a, b in others]
         panels.append(("Measured: other contrasts", rows))
@@ -159,7 +158,7 @@ def headline_drawing(records: Records, experiment: str) -> Drawing | None:
     curves = _curves(records, experiment, styles)
     if not curves:
         return _forest(records, experiment, "headline")
-    runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
+    runs, references = measures.run_frame(records, experiment), records.references(experiment)
     others = {}
     for arm in styles:
         run = records.run(experiment, arm)
@@ -168,17 +167,18 @@ def headline_drawing(records: Records, experiment: str) -> Drawing | None:
             others[arm] = heaviest[1]
     caption = (
         "Held-out loss, mean over domains, against the sequences that a balance loss pools its counts over. Grey: "
-        f"one line a seed. {_bars(runs, f'difference to “{reference}”')}, around the mean. {room}Arms with several "
-        "losses stand beside the window of their heaviest; the other figure has every arm. Lower panel: the printed "
-        f"points of the paper's curve, one run each. {text.paper_note(records.table.experiments[experiment].paper)}"
+        f"one line a seed. {_bars(runs, f'difference to {records.reference_name(experiment)}')}, around the mean. "
+        f"{room}Arms with several losses stand beside the window of their heaviest; the other figure has every "
+        "arm. Lower panel: the printed points of the paper's curve, one run each. "
+        f"{text.paper_note(records.table.experiments[experiment].paper)}"
     )
     title, data = "Held-out loss and balance window", (f"{experiment}-runs", "paper")
-    figure = window_figure(runs, curves, others, reference, styles)
+    figure = window_figure(runs, curves, others, references, styles)
     return Drawing("headline", experiment, "experiment", title, caption, _alt(records, experiment), data, figure)
 
 
 def forest_drawing(records: Records, experiment: str) -> Drawing | None:
-    """The differences to the reference arm, where the headline is the curve over the window."""
+    """The differences to the reference arms, where the headline is the curve over the window."""
     styles, _ = shown_styles(records, experiment)
     return _forest(records, experiment, "forest") if _curves(records, experiment, styles) else None
 
@@ -190,16 +190,16 @@ def _curves(records: Records, experiment: str, styles: dict[str, ArmStyle]) -> l
 
 
 def _forest(records: Records, experiment: str, name: str) -> Drawing | None:
-    """Every arm's difference to the reference; None where it is the only arm."""
-    runs, reference = measures.run_frame(records, experiment), records.reference(experiment)
+    """Every arm's difference to its reference; None where it is the only arm."""
+    runs, references = measures.run_frame(records, experiment), records.references(experiment)
     styles, room = shown_styles(records, experiment)
     if len(styles) == 1:
         return None
     paper_items = records.table.experiments[experiment].paper
     quoted = paper_effects.effects(paper_items)
-    pairs = [(a, b) for a, b in records.contrasts(experiment) if b != reference and {a, b} <= set(styles)]
+    pairs = [(a, b) for a, b in records.contrasts(experiment) if b != references[a] and {a, b} <= set(styles)]
     caption = (
-        f"Held-out loss, mean over domains, minus that of “{reference}”"
+        f"Held-out loss, mean over domains, minus that of {records.reference_name(experiment)}"
         + "; below it the contrasts with another second arm" * (len(pairs) > 0)
         + ". Grey: one point a seed. "
         f"{_bars(runs, 'difference')}, not adjusted for their number. {room}"
@@ -209,7 +209,7 @@ def _forest(records: Records, experiment: str, name: str) -> Drawing | None:
     )
     data = (f"{experiment}-runs", "paper-effects") if len(quoted) else (f"{experiment}-runs",)
     title = "Held-out loss of every arm, against the reference"
-    figure = forest_figure(runs, reference, styles, pairs, quoted)
+    figure = forest_figure(runs, references, styles, pairs, quoted)
     return Drawing(name, experiment, "experiment", title, caption, _alt(records, experiment), data, figure)
 
 

@@ -89,11 +89,10 @@ def layer_table(records: Records, experiment: str) -> Table:
 
 def latency_table(records: Records, experiment: str) -> Table:
     """Training step time and inference latency per arm, with learned and with forced-balanced routing."""
-    frame, reference = measures.latency_frame(records, experiment), records.reference(experiment)
+    frame, references = measures.latency_frame(records, experiment), records.references(experiment)
     steps = measures.step_frame(records, experiment)
     steps = steps.assign(log_seconds=steps["seconds"].map(math.log))
-    contrasts = [(arm, reference) for arm in records.arms(experiment)]
-    ratios = measures.arm_differences(steps, "log_seconds", contrasts, pairs=("seed", "repetition"))
+    ratios = measures.arm_differences(steps, "log_seconds", references.items(), pairs=("seed", "repetition"))
     rows, shown = [], []
     for (arm, runs), ratio in zip(frame.groupby("arm", sort=False), ratios, strict=True):
         means = runs.drop(columns=["arm", "seed"]).median()
@@ -111,7 +110,9 @@ def latency_table(records: Records, experiment: str) -> Table:
             "seeds": str(rows[-1]["seeds"]),
             "train step p50 (ms)": text.number(means["train_step_ms"], 1),
         }
-        line[f"ratio to “{reference}” [95 %]"] = "reference" if arm == reference else text.ratio(ratio)
+        line[f"ratio to {records.reference_name(experiment)} [95 %]"] = (
+            "reference" if arm == references[arm] else text.ratio(ratio)
+        )
         for phase in ("prefill", "decode"):
             for kind in ("learned", "balanced"):
                 pair = (text.number(means[f"{phase}_{kind}_{level}_ms"], 2) for level in ("p50", "p95"))
@@ -119,9 +120,9 @@ def latency_table(records: Records, experiment: str) -> Table:
         shown.append(line | {"status": "measured"})
     caption = (
         f"{_timing_settings(records)} Ratio: geometric mean over the repetitions of the step time divided by that of "
-        "the reference arm in the same repetition, which ran beside it on the same batch, with the 95 % t interval of "
-        "its logarithm; it holds for this machine and these runs. Balanced: the same model with every expert forced "
-        f"to an equal load. {text.paper_note('Table 5')}"
+        "its reference arm in the same repetition, which ran beside it, on the same batch where both have the same "
+        "data, with the 95 % t interval of its logarithm; it holds for this machine and these runs. Balanced: the same "
+        f"model with every expert forced to an equal load. {text.paper_note('Table 5')}"
     )
     return Table(
         "latency", "latency", "Step time and latency", caption, pd.DataFrame(rows), pd.DataFrame(shown), experiment

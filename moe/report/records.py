@@ -155,6 +155,34 @@ class Records:
         contrasts = self.contrasts(experiment)
         return contrasts[0][1] if contrasts else next(iter(self.arms(experiment)))
 
+    def references(self, experiment: str) -> dict[str, str]:
+        """Arm -> the arm that it is compared with: that with the labels of the reference on the axes that are compared,
+        and with its own on the others, where the data, and so the loss, may be another."""
+        labels, compared = self._labels(experiment), self._compared_axes(experiment)
+        arms = {frozenset(own.items()): arm for arm, own in labels.items()}
+        same = {axis: labels[self.reference(experiment)][axis] for axis in compared}
+        return {arm: arms[frozenset((own | same).items())] for arm, own in labels.items()}
+
+    def reference_name(self, experiment: str) -> str:
+        """What all arms are compared with, in words: “1 sequence”, or with a second axis “1 sequence” at the same
+        domains."""
+        labels, compared = self._labels(experiment)[self.reference(experiment)], self._compared_axes(experiment)
+        others = [axis for axis in labels if axis not in compared]
+        name = " / ".join(label for axis, label in labels.items() if axis in compared)
+        return f"“{name}”" + f" at the same {' and '.join(others)}" * (len(others) > 0)
+
+    def _labels(self, experiment: str) -> dict[str, dict[str, str]]:
+        """Arm -> axis -> label."""
+        return {row.arm: row.labels for row in self.table.runs if row.experiment == experiment}
+
+    def _compared_axes(self, experiment: str) -> list[str]:
+        """The axes in which the arms of the first contrast differ; all of them where no contrast is named."""
+        labels, contrasts = self._labels(experiment), self.table.experiments[experiment].contrasts
+        if not contrasts:
+            return list(labels[self.reference(experiment)])
+        first, second = (labels[arm] for arm in contrasts[0])
+        return [axis for axis in second if first[axis] != second[axis]]
+
 
 def read_text(path: Path, remedy: str) -> str:
     """The text of a file; `remedy` is the command that makes the file, for the `ConfigError` if it cannot be read."""

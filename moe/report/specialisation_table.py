@@ -15,15 +15,15 @@ SHOWN = ("divergence", "information", "router_cosine", "own_damage", "other_dama
 
 
 def specialisation_table(records: Records, experiment: str) -> Table:
-    """Every measure of specialisation and every arm: the mean, and its paired difference to the reference arm."""
-    frame, reference = measures.run_frame(records, experiment), records.reference(experiment)
-    arms = list(records.arms(experiment))
-    rows, shown = [], []
+    """Every measure of specialisation and every arm: the mean, and its paired difference to its reference arm."""
+    frame, references = measures.run_frame(records, experiment), records.references(experiment)
+    heading, rows, shown = f"difference to {records.reference_name(experiment)} [95 %]", [], []
     for measure in SHOWN:
         means = frame.groupby("arm")[measure].mean()
-        differences = measures.arm_differences(frame, measure, [(arm, reference) for arm in arms])
-        for arm, difference in zip(arms, differences, strict=True):
-            difference = None if arm == reference else difference
+        differences = measures.arm_differences(frame, measure, references.items())
+        for arm, difference in zip(references, differences, strict=True):
+            is_reference = arm == references[arm]
+            difference = None if is_reference else difference
             row = {"measure": measure, "arm": arm, "mean": float(means[arm])}
             rows.append(row | difference_columns(difference) | {"status": "measured"})
             missing = math.isnan(means[arm])
@@ -33,9 +33,9 @@ def specialisation_table(records: Records, experiment: str) -> Table:
                     "measure": MEASURES[measure],
                     "arm": arm,
                     "mean": text.number(means[arm], 4),
-                    f"difference to “{reference}” [95 %]": "reference" if arm == reference else compared,
+                    heading: "reference" if is_reference else compared,
                     "seeds": str(frame.loc[frame["arm"] == arm, measure].count()),
-                    "p": "–" if arm == reference else text.p_value(difference.p if difference else None),
+                    "p": "–" if is_reference else text.p_value(difference.p if difference else None),
                     "status": "measured" if not missing else text.NOT_RUN,
                 }
             )

@@ -36,14 +36,15 @@ def scale_tables(records: Records) -> list[Table]:
 
 
 def _step_table(records: Records, experiment: str, frame: pd.DataFrame) -> Table:
-    reference = records.reference(experiment)
+    references = records.references(experiment)
+    references[stragglers.RANDOM] = records.reference(experiment)
     dropless = frame[frame["capacity_factor"] == 0]
     apart = stragglers.all_apart(records, experiment)
     far = dropless[(dropless["devices"] == apart) & (dropless["preset"] == stragglers.PRESET)]
     arms = list(dict.fromkeys(frame["arm"]))
-    differences = measures.arm_differences(
-        far.assign(percent=100 * far["ratio"]), "percent", [(a, reference) for a in arms]
-    )
+    pairs = [(arm, references[arm]) for arm in arms]
+    differences = measures.arm_differences(far.assign(percent=100 * far["ratio"]), "percent", pairs)
+    heading = f"{apart} devices: difference to {records.reference_name(experiment)} (points) [95 %]"
     rows, shown = [], []
     for arm, difference in zip(arms, differences, strict=True):
         own = dropless[dropless["arm"] == arm].groupby(["preset", "devices"])[["ratio", "step_ms"]].mean()
@@ -55,9 +56,7 @@ def _step_table(records: Records, experiment: str, frame: pd.DataFrame) -> Table
         rows.append({"arm": arm, "seeds": seeds, **columns, **by_preset, "step_ms": here["step_ms"], **ends})
         line = {"arm": arm, "seeds": str(seeds)}
         line |= {f"{devices} devices": text.number(columns[f"ratio_{devices}"]) for devices in SHOWN_DEVICES}
-        line[f"{apart} devices: difference to “{reference}” (points) [95 %]"] = (
-            "reference" if arm == reference else text.interval(difference, 2)
-        )
+        line[heading] = "reference" if arm == references[arm] else text.interval(difference, 2)
         line[f"{apart} devices: ms per layer"] = text.number(here["step_ms"], 2)
         line |= {f"{apart} devices, {preset}": text.number(by_preset[preset]) for preset in list(HARDWARE)[1:]}
         shown.append(line | {"status": "estimated"})

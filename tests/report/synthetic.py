@@ -11,6 +11,7 @@ from moe.config import DataConfig, RunConfig
 from moe.provenance import stamp, write_json
 from moe.scale import Experiment, LatencyConfig
 from moe.settings import digest
+from moe.sweep import expand
 
 DOMAINS = ("zh-law", "arxiv", "encyclopedia", "news", "dialogue", "python", "biomedical", "archaic")
 LAYERS, EXPERTS, TOP_K, TOKENS = 3, 16, 2, 32_768
@@ -76,18 +77,16 @@ def write_records(
     estimators=True,
     drop=True,
 ) -> tuple[Path, Path]:
-    """Write `runs.json` and the run folders; an experiment's arms are those of its first axis."""
+    """Write `runs.json` and the run folders."""
     experiments = experiments or {"balance_window": WINDOW_EXPERIMENT}
     rows = []
     for name, experiment in experiments.items():
-        axis, definition = next(iter(experiment.axes.items()))
-        arms = definition.arms or {str(value): {definition.field: value} for value in definition.values}
-        for index, (arm, fields) in enumerate(arms.items()):
+        for index, (arm, labels, fields) in enumerate(expand(name, experiment)):
             for seed in seeds:
                 run = f"{name}-{index}-s{seed}"
-                row = {"run": run, "experiment": name, "arm": arm, "labels": {axis: arm}, "seed": seed, "data": "d-12"}
+                row = {"run": run, "experiment": name, "arm": arm, "labels": labels, "seed": seed, "data": "d-12"}
                 rows.append(row)
-                write_run(root / "runs" / run, arm, run_config(fields, seed), domains, tasks=tasks, drop=drop)
+                write_run(root / "runs" / run, arm, run_config(dict(fields), seed), domains, tasks=tasks, drop=drop)
     table = {
         "schema": "moe-runs/1",
         "scale": "cpu",

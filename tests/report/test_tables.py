@@ -11,8 +11,10 @@ from scipy import stats
 from moe.analysis import specialisation
 from moe.report import measures, paper
 from moe.report.claims import window_claim
+from moe.report.loss_figures import headline_drawing
 from moe.report.measurement_tables import downstream_table
 from moe.report.records import Records
+from moe.report.style import context
 from moe.report.tables import headline_text, write_tables
 
 
@@ -131,6 +133,49 @@ def test_windows_form_one_curve_for_each_setting_of_the_other_axes(tmp_path, syn
     curves = measures.window_groups(book, "weights")
     assert [[window for window, _ in curve] for curve in curves] == [[1, 8, 32], [1, 8, 32]]
     assert book.contrasts("weights")[0] == ("8 at 0.01", "1 at 0.01")
+
+
+def crossed(synthetic, contrasts):
+    """Windows by sizes of a batch, as an experiment with two axes."""
+    axes = {
+        "window": {"arms": {"1 sequence": {"balance.terms": [{"window": 1}]}, "global": {}}},
+        "size": {"field": "train.micro_sequences", "values": [2, 4]},
+    }
+    raw = synthetic.WINDOW_EXPERIMENT.model_dump() | {"axes": axes, "contrasts": contrasts}
+    return {"crossed": synthetic.Experiment.model_validate(raw)}
+
+
+ACROSS = (("global / 2", "1 sequence / 2"), ("global / 4", "1 sequence / 4"), ("global / 4", "global / 2"))
+
+
+def test_with_two_axes_an_arm_is_compared_at_its_own_label_of_the_other_axis(tmp_path, synthetic):
+    records, runs = synthetic.write_records(tmp_path, crossed(synthetic, ACROSS))
+    book = Records(records, runs)
+    expected = {f"{window} / {size}": f"1 sequence / {size}" for window in ("1 sequence", "global") for size in (2, 4)}
+    assert book.references("crossed") == expected
+    write_tables(records, runs, tmp_path / "tables")
+    rows = {name: pd.read_csv(tmp_path / "tables" / f"crossed-{name}.csv") for name in ("runs", "headline")}
+    losses = rows["runs"].pivot(index="seed", columns="arm", values="heldout_nats")
+    found = rows["headline"].set_index("arm")["difference"]
+    assert float(found["global / 4"]) == pytest.approx(
+        (losses["global / 4"] - losses["1 sequence / 4"]).mean(), abs=1e-6
+    )
+    assert (found[["1 sequence / 2", "1 sequence / 4"]] == "not run").all()
+    for name, measured in {"headline": 1, "specialisation": 7, "latency": 1, "expert_parallel": 1}.items():
+        shown = (tmp_path / "tables" / f"crossed-{name}.md").read_text()
+        assert "“1 sequence” at the same size" in shown and shown.count("| reference |") == 2 * measured
+    with context():
+        drawing = headline_drawing(book, "crossed")
+    first, other = (axes.get_yticklabels() for axes in drawing.figure.axes[:2])
+    assert "minus that of “1 sequence” at the same size" in drawing.caption
+    assert sum("(reference)" in label.get_text() for label in first) == 2
+    assert [label.get_text() for label in other] == ["global / 4\n− global / 2"]
+
+
+def test_without_contrasts_every_arm_is_compared_with_the_first(tmp_path, synthetic):
+    book = Records(*synthetic.write_records(tmp_path, crossed(synthetic, ()), seeds=(0,)))
+    assert set(book.references("crossed").values()) == {"1 sequence / 2"}
+    assert book.reference_name("crossed") == "“1 sequence / 2”"
 
 
 def test_quoted_items_are_found_as_experiments_name_them():
