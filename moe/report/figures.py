@@ -35,7 +35,7 @@ def training_figure(
     plots = (
         ("lm_loss", "LM loss, without balance terms", "nats/token", None),
         ("lm_difference", f"LM loss minus that of {reference_name}", "nats/token", 0),
-        ("balance_0", "Balance loss over the arm's own window", "1 = balanced", 1),
+        ("balance", "Balance loss over the arm's own window", "1 = balanced", 1),
         ("max_vio_global", "MaxVio over the global batch", "0 = balanced", 0),
     )
     for axes, (column, title, label, level) in zip(panels, plots, strict=True):
@@ -101,8 +101,9 @@ def training_drawing(records: Records, experiment: str) -> Drawing:
     shown = curves[curves["arm"].isin(list(styles))]
     caption = (
         f"Mean over seeds, band from the lowest to the highest of {text.seeds(shown['seed'].nunique())}, no interval; "
-        "the axes fit the last 90 % of the steps. Balance loss: the first term of each arm, mean over layers, each "
-        f"over its own window, so levels of different windows are not comparable; MaxVio is. {room}"
+        "the axes fit the last 90 % of the steps. Balance loss: the first term of the arm that acts in a step, mean "
+        "over layers, each over its own window, so levels of different windows are not comparable, nor those of one "
+        f"arm before and after a switch; MaxVio is. {room}"
         f"{text.paper_note('Figure 3')}"
     )
     last = shown[shown["step"] == shown["step"].max()].groupby("arm", sort=False)["lm_loss"].mean()

@@ -112,13 +112,25 @@ def selection_frame(records: Records, experiment: str, arms: Collection[str] = (
 
 
 def curve_frame(records: Records, experiment: str) -> pd.DataFrame:
-    """One row per run and logged step; the balance loss of each term and MaxVio are means over layers."""
+    """One row per run and logged step; the balance losses, `balance` of the first term that acts in the step and those
+    of each term, and MaxVio are means over layers."""
     rows = []
     for arm, seed, run in records.runs_of(experiment):
         for line in run.curve:
             terms = {f"balance_{i}": np.nan if x is None else np.mean(x) for i, x in enumerate(line.balance)}
+            acting = next((np.mean(x) for x in line.balance if x is not None), np.nan)
             loads = {"max_vio_global": np.mean(line.max_vio_global), "max_vio_micro": np.mean(line.max_vio_micro)}
-            rows.append({"arm": arm, "seed": seed, "step": line.step, "lm_loss": line.lm_loss, **terms, **loads})
+            rows.append(
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "step": line.step,
+                    "lm_loss": line.lm_loss,
+                    "balance": acting,
+                    **terms,
+                    **loads,
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -1,9 +1,11 @@
 """A record that is missing or damaged is named, with the command that makes it again."""
 
 import json
+from math import nan
 
 import pytest
 
+from moe.report.figures import training_drawing
 from moe.report.measures import curve_frame
 from moe.report.records import Records
 from moe.report.tables import write_tables
@@ -74,11 +76,21 @@ def test_a_speed_of_zero_is_damaged(copy):
         Records(*copy)
 
 
-def test_where_a_term_does_not_act_the_curves_have_no_value(copy):
+def test_the_balance_curve_is_that_of_the_first_term_that_acts_in_each_step(copy):
     records, runs = copy
-    path = sorted(runs.iterdir())[0] / "train.jsonl"
-    head, rest = path.read_text().split("\n", 1)
-    line = json.loads(head)
-    path.write_text(json.dumps({**line, "balance": [None, *line["balance"][1:]]}) + "\n" + rest)
-    curves = curve_frame(Records(records, runs), "balance_window")
-    assert curves[curves["balance_0"].isna()]["step"].tolist() == [line["step"]] and len(curves) > 1
+    (hybrid,) = runs.glob("*-3-s0")
+    path = hybrid / "train.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    both = [line["balance"] for line in lines]
+    for i, line in enumerate(lines):  # neither term acts, then each alone, then both
+        line["balance"] = [first if keep else None for first, keep in zip(both[i], (i % 2, i // 2 % 2), strict=True)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    book = Records(records, runs)
+    curves = curve_frame(book, "balance_window").query("arm == 'hybrid'")
+    first, second = ([sum(terms[i]) / len(terms[i]) for terms in both] for i in (0, 1))
+    expected = [(nan, first[i], second[i], first[i])[i % 4] for i in range(len(lines))]
+    assert curves["balance"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert curves["balance_0"].isna().tolist() == [i % 2 == 0 for i in range(len(lines))]
+    panel = training_drawing(book, "balance_window").figure.axes[2]
+    drawn = next(line for line in panel.lines if line.get_label() == "hybrid")
+    assert drawn.get_ydata() == pytest.approx(expected, nan_ok=True)
