@@ -8,7 +8,10 @@ from moe.report.measure_names import MEASURES
 from moe.report.records import Records
 from moe.report.table import Table, difference_columns
 
-INTERVAL = "Intervals are 95 % t intervals of the difference paired over seeds (same data order and initialisation)"
+INTERVAL = (
+    "Intervals are 95 % t intervals of the difference paired over seeds (at a seed, arms with the same data and batch "
+    "settings have the same data order, and arms with the same model settings the same initialisation)"
+)
 ROUTING = "measured on the held-out text, mean over layers"
 
 

@@ -172,6 +172,13 @@ def test_with_two_axes_an_arm_is_compared_at_its_own_label_of_the_other_axis(tmp
     assert [label.get_text() for label in other] == ["global / 4\n− global / 2"]
 
 
+def test_arms_are_said_to_share_data_order_and_initialisation_only_where_their_settings_agree(drawn):
+    for name in ("headline", "contrasts"):
+        shown = (drawn.tables / f"balance_window-{name}.md").read_text()
+        assert "arms with the same data and batch settings have the same data order" in shown
+        assert "arms with the same model settings the same initialisation" in shown
+
+
 def test_without_contrasts_every_arm_is_compared_with_the_first(tmp_path, synthetic):
     book = Records(*synthetic.write_records(tmp_path, crossed(synthetic, ()), seeds=(0,)))
     assert set(book.references("crossed").values()) == {"1 sequence / 2"}
