@@ -95,19 +95,12 @@ def latency_table(records: Records, experiment: str) -> Table:
     ratios = measures.arm_differences(steps, "log_seconds", references.items(), pairs=("seed", "repetition"))
     rows, shown = [], []
     for (arm, runs), ratio in zip(frame.groupby("arm", sort=False), ratios, strict=True):
-        means = runs.drop(columns=["arm", "seed"]).median()
-        rows.append(
-            {
-                "arm": arm,
-                "seeds": int(runs["train_step_ms"].count()),
-                **means,
-                **ratio_columns(ratio),
-                "status": "measured",
-            }
-        )
+        means, seeds = runs.drop(columns=["arm", "seed"]).median(), int(runs["train_step_ms"].count())
+        status = "measured" if seeds else text.NOT_RUN
+        rows.append({"arm": arm, "seeds": seeds, **means, **ratio_columns(ratio), "status": status})
         line = {
             "arm": arm,
-            "seeds": str(rows[-1]["seeds"]),
+            "seeds": str(seeds),
             "train step p50 (ms)": text.number(means["train_step_ms"], 1),
         }
         line[f"ratio to {records.reference_name(experiment)} [95 %]"] = (
@@ -117,7 +110,7 @@ def latency_table(records: Records, experiment: str) -> Table:
             for kind in ("learned", "balanced"):
                 pair = (text.number(means[f"{phase}_{kind}_{level}_ms"], 2) for level in ("p50", "p95"))
                 line[f"{phase} {kind} p50 / p95 (ms)"] = " / ".join(pair)
-        shown.append(line | {"status": "measured"})
+        shown.append(line | {"status": status})
     caption = (
         f"{_timing_settings(records)} Ratio: geometric mean over the repetitions of the step time divided by that of "
         "its reference arm in the same repetition, which ran beside it, on the same batch where both have the same "

@@ -24,9 +24,10 @@ def specialisation_table(records: Records, experiment: str) -> Table:
         for arm, difference in zip(references, differences, strict=True):
             is_reference = arm == references[arm]
             difference = None if is_reference else difference
-            row = {"measure": measure, "arm": arm, "mean": float(means[arm])}
-            rows.append(row | difference_columns(difference) | {"status": "measured"})
             missing = math.isnan(means[arm])
+            status = text.NOT_RUN if missing else "measured"
+            row = {"measure": measure, "arm": arm, "mean": float(means[arm])}
+            rows.append(row | difference_columns(difference) | {"status": status})
             compared = text.NOT_RUN if missing else text.interval(difference)
             shown.append(
                 {
@@ -36,7 +37,7 @@ def specialisation_table(records: Records, experiment: str) -> Table:
                     heading: "reference" if is_reference else compared,
                     "seeds": str(frame.loc[frame["arm"] == arm, measure].count()),
                     "p": "–" if is_reference else text.p_value(difference.p if difference else None),
-                    "status": "measured" if not missing else text.NOT_RUN,
+                    "status": status,
                 }
             )
     caption = (

@@ -12,7 +12,7 @@ from moe.analysis import specialisation
 from moe.report import measures, paper
 from moe.report.claims import window_claim
 from moe.report.loss_figures import headline_drawing
-from moe.report.measurement_tables import downstream_table
+from moe.report.measurement_tables import downstream_table, latency_table
 from moe.report.records import Records
 from moe.report.style import context
 from moe.report.tables import headline_text, write_tables
@@ -65,6 +65,20 @@ def test_no_cell_is_blank_and_what_was_not_run_says_so(drawn, hostile):
             assert not frame.map(lambda cell: cell.strip().lower() in ("", "nan")).to_numpy().any(), path.name
     assert "not run" in (hostile.tables / "rates-latency.md").read_text()
     assert "not run" in (hostile.tables / "rates-downstream.md").read_text()
+
+
+def test_an_arm_that_was_not_timed_is_not_called_measured(tmp_path, synthetic):
+    records, runs = synthetic.write_records(tmp_path, seeds=(0,))
+    path = tmp_path / "latency.json"
+    timed = json.loads(path.read_text())
+    del timed["runs"]["balance_window-2-s0"]
+    path.write_text(json.dumps(timed))
+    table = latency_table(Records(records, runs), "balance_window")
+    for frame in (table.frame, table.display):
+        assert frame is not None
+        assert frame.set_index("arm")["status"].eq("not run").to_dict() == {
+            "1 sequence": False, "4 sequences": False, "global": True, "hybrid": False,
+        }  # fmt: skip
 
 
 def test_names_show_as_text_in_markdown_and_break_no_table(hostile):
