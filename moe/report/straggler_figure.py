@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from moe.report import measures, text
 from moe.report import straggler_measures as stragglers
 from moe.report.records import Records
-from moe.report.straggler_tables import MODEL
+from moe.report.straggler_tables import model_note
 from moe.report.style import GREY, WIDTH, ArmStyle, Drawing, arm_styles, legend_below, log2_axis
 
 
@@ -46,14 +46,12 @@ def straggler_drawing(records: Records, experiment: str) -> Drawing | None:
     frame = frame[(frame["preset"] == stragglers.PRESET) & (frame["capacity_factor"] == 0)]
     known = set(frame["arm"])
     styles = {arm: s for arm, s in arm_styles(measures.shown_arms(records, experiment)).items() if arm in known}
-    config, apart = stragglers.reference_run(records, experiment).config, stragglers.all_apart(records, experiment)
+    apart = stragglers.all_apart(records, experiment)
     caption = (
         f"Step time on {stragglers.PRESET} relative to perfect balance, dropless: every device has a micro-batch of "
         "its own, and a group of devices shares the experts, so that the load that counts is that of all micro-batches "
-        "of a group and not of one. Beyond "
-        f"{config.train.batch_sequences // config.train.micro_sequences} devices the micro-batches of a recorded batch "
-        "come again. Points: seeds, lines: their mean; intervals of the differences are in the table. "
-        f"{MODEL} {stragglers.check_sentence(records)} {text.paper_note('Table 5')}"
+        "of a group and not of one. Points: seeds, lines: their mean; intervals of the differences are in the table. "
+        f"{model_note(records, experiment)} {stragglers.check_sentence(records)} {text.paper_note('Table 5')}"
     )
     far = frame[frame["devices"] == apart].groupby("arm", sort=False)["ratio"].mean()
     alt = f"Step time on {apart} devices relative to balance: "

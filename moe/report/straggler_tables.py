@@ -10,12 +10,6 @@ from moe.report.records import Records
 from moe.report.table import Table, seeds_per_arm
 
 SHOWN_DEVICES = (8, 32, 128, 512)
-MODEL = (
-    "Estimated: the choices in the recorded steps of the second half are measured, the times are those of a model; a "
-    f"recorded sequence stands for one of {stragglers.LAYER.sequence_length:,} tokens in a layer of width "
-    f"{stragglers.LAYER.hidden_size:,} with experts of {stragglers.LAYER.expert_size:,}, sizes of ours; nothing "
-    f"overlaps. “{stragglers.RANDOM}”: as many independent uniform choices as were recorded, what chance alone costs."
-)
 
 
 def straggler_tables(records: Records, experiment: str) -> list[Table]:
@@ -26,6 +20,22 @@ def straggler_tables(records: Records, experiment: str) -> list[Table]:
     note = (stragglers.straggler_frame.__doc__ or "").split("\n")[0]
     data = Table("stragglers", "data", "Data: stragglers", note, frame.assign(status="estimated"), None, experiment)
     return [_step_table(records, experiment, frame), _capacity_table(records, experiment, frame), data]
+
+
+def model_note(records: Records, experiment: str) -> str:
+    """What the estimates stand for, for the captions of the tables and the figure."""
+    train = stragglers.reference_run(records, experiment).config.train
+    micro_batches = train.batch_sequences // train.micro_sequences
+    return (
+        "Estimated: the choices in the recorded steps of the second half are measured, the times are those of a model; "
+        f"a recorded sequence stands for one of {stragglers.LAYER.sequence_length:,} tokens in a layer of width "
+        f"{stragglers.LAYER.hidden_size:,} with experts of {stragglers.LAYER.expert_size:,}, sizes of ours; nothing "
+        f"overlaps. Beyond {micro_batches} devices the {micro_batches} micro-batches of a recorded step come again: a "
+        f"group whose devices are a multiple of {micro_batches} has all of them equally often, so that the loads of "
+        "the experts are alike in all such groups and waiting for the slowest group costs next to nothing there. "
+        f"“{stragglers.RANDOM}”: as many independent uniform choices as “{records.reference(experiment)}” made, "
+        "and compared with it; what chance alone costs."
+    )
 
 
 def scale_tables(records: Records) -> list[Table]:
@@ -62,8 +72,8 @@ def _step_table(records: Records, experiment: str, frame: pd.DataFrame) -> Table
         shown.append(line | {"status": "estimated"})
     caption = (
         f"Step time relative to perfect balance on {stragglers.PRESET}, dropless, mean over {seeds_per_arm(frame)}; "
-        f"1 waits for nobody. Points: percent of the balanced step, paired over seeds. {MODEL} "
-        f"{stragglers.check_sentence(records)} {text.paper_note('Table 5')}"
+        "1 waits for nobody. Points: percent of the balanced step, paired over seeds. "
+        f"{model_note(records, experiment)} {stragglers.check_sentence(records)} {text.paper_note('Table 5')}"
     )
     title = "Step time under expert parallelism"
     frame = pd.DataFrame(rows).assign(status="estimated")
@@ -87,8 +97,8 @@ def _capacity_table(records: Records, experiment: str, frame: pd.DataFrame) -> T
     caption = (
         "Share of the recorded choices that would be dropped if an expert took at most factor x (choices / E) from a "
         f"micro-batch, and the step time relative to perfect balance on {apart} devices, {stragglers.PRESET}; mean "
-        f"over {seeds_per_arm(rows)}. They are the choices before any limit that a run was trained with. {MODEL} "
-        "The paper prints no such value."
+        f"over {seeds_per_arm(rows)}. They are the choices before any limit that a run was trained with. "
+        f"{model_note(records, experiment)} The paper prints no such value."
     )
     title = "Capacity factor: dropped choices and step time"
     data = means.assign(status="estimated")

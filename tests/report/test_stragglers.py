@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moe.analysis.stragglers import draw
 from moe.report import straggler_measures as stragglers
 from moe.report.records import Records
 from moe.report.straggler_tables import scale_tables
@@ -103,6 +104,20 @@ def test_the_check_is_stated_with_its_errors_wherever_the_model_is_used(drawn, r
     ):
         assert largest in text
     assert "Speed at scale" in drawn.page and "What synchronising the counts costs" in drawn.page
+
+
+def test_groups_that_hold_every_recorded_micro_batch_are_alike_and_captions_say_so(drawn, records):
+    counts_SLBE = stragglers.late_counts(records.arms("balance_window")["global"][0])
+    counts_MLE = counts_SLBE[0].reshape(3, 8, 4, 16).sum(axis=2).swapaxes(0, 1)
+    chosen_GLE = counts_MLE[draw(len(counts_MLE), 512, seed=0)]
+    for group, alike in ((2, False), (4, False), (8, True), (16, True)):
+        loads_ALE = chosen_GLE.reshape(512 // group, group, 3, 16).sum(axis=1)
+        assert (loads_ALE == loads_ALE[0]).all() == alike
+    figures = json.loads((drawn.figures / "index.json").read_text())
+    said = [figure["caption"] for figure in figures if figure["name"] == "stragglers"]
+    said += [(drawn.tables / f"balance_window-{name}.md").read_text() for name in ("expert_parallel", "capacity")]
+    assert len(said) == 3
+    assert all("a group whose devices are a multiple of 8 has all of them equally often" in text for text in said)
 
 
 def test_estimates_are_marked_as_such(records):
