@@ -10,6 +10,9 @@ MEASURES = {
     "top_k_score_sum": "top-K score sum (probability)",
     "max_vio": "MaxVio",
     "load_entropy": "load entropy / log E",
+    "max_vio_micro": "MaxVio inside a micro-batch, in training",
+    "dead_experts": "dead experts per layer, in training",
+    "dropped": "choices that capacity drops, in training (share)",
     "router_cosine": "cosine between router rows (absolute)",
     "own_damage": "own damage without an own expert (nats/token)",
     "other_damage": "damage to others without it (nats/token)",
@@ -17,4 +20,5 @@ MEASURES = {
     "stability": "experts that keep their domain (share)",
 }
 """Column of the runs frame -> name in tables. From `divergence` on: means over layers of the held-out routing; from
-`router_cosine` on, see `moe/report/specialisation_measures.py`: not of every run."""
+`max_vio_micro` on, of training batches: see `training_loads` of `moe/report/measures.py`; from `router_cosine` on, see
+`moe/report/specialisation_measures.py`: not of every run."""

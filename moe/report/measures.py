@@ -16,7 +16,7 @@ import pandas as pd
 from moe.analysis import specialisation
 from moe.analysis.statistics import PairedDifference, paired_difference
 from moe.report.measure_names import MEASURES
-from moe.report.records import Records
+from moe.report.records import Records, Run
 from moe.report.specialisation_measures import ownership
 
 MOST_ARMS = 21
@@ -40,10 +40,27 @@ def run_frame(records: Records, experiment: str) -> pd.DataFrame:
                 "bits_per_byte": average.bits_per_byte,
                 "perplexity": average.perplexity,
                 **means.loc[(arm, seed)],
+                **training_loads(run),
                 **ownership(run),
             }
         )
     return pd.DataFrame(rows)
+
+
+def training_loads(run: Run) -> dict[str, float]:
+    """Means over layers and over the logged steps of the second half of the training, NaN where no line has a value.
+
+    max_vio_micro   MaxVio of a micro-batch, mean over those of the batch
+    dead_experts    experts of a layer that no token of the batch chose
+    dropped         share of the choices that capacity drops; NaN without a capacity
+    """
+    lines = [line for line in run.curve if 2 * line.step > run.train.steps]
+    columns = {
+        "max_vio_micro": [line.max_vio_micro for line in lines],
+        "dead_experts": [line.dead_experts for line in lines],
+        "dropped": [line.dropped for line in lines if line.dropped is not None],
+    }
+    return {name: float(np.mean(values)) if values else math.nan for name, values in columns.items()}
 
 
 def domain_frame(records: Records, experiment: str) -> pd.DataFrame:

@@ -46,6 +46,9 @@ class CurveLine(Part):
     """Per term and layer; null where the term does not act."""
     max_vio_global: list[Finite]
     max_vio_micro: list[Finite]
+    dead_experts: list[int]
+    dropped: list[Finite] | None = None
+    """Share of the choices of each layer; None without a capacity."""
 
 
 class SpeedLine(Part):

@@ -12,7 +12,7 @@ from scipy import stats
 
 from moe.analysis.statistics import PairedDifference
 from moe.report.comparison_tables import contrast_table
-from moe.report.outcome_tables import recovery_table, share_text
+from moe.report.outcome_tables import prediction_table, recovery_table, share_text
 from moe.report.outcomes import Outcome, outcomes
 from moe.report.records import Records
 from moe.report.tables import headline_text
@@ -98,14 +98,18 @@ def test_p_values_are_adjusted_over_the_predictions_of_an_experiment_and_of_all(
     assert found[2].p_holm == found[2].p, "a family of its own"
 
 
-def test_a_prediction_of_one_seed_or_of_a_measure_that_was_not_taken_is_unresolved(small):
+@pytest.mark.parametrize("measure", ["divergence", "dropped"])
+def test_a_prediction_in_a_measure_that_was_not_taken_is_unresolved(small, measure):
     book, _ = small
-    expect = book.table.experiments["one"].expect[0].model_copy(update={"measure": "divergence"})
+    expect = book.table.experiments["one"].expect[0].model_copy(update={"measure": measure})
     changed = book.table.experiments["one"].model_copy(update={"expect": (expect,)})
-    book.table.experiments["one"] = changed  # one domain has no divergence
+    book.table.experiments["one"] = changed  # one domain has no divergence, and no capacity drops nothing
     found = outcomes(book)
     assert (found[0].difference, found[0].verdict) == (None, "unresolved")
     assert found[1].p_holm == found[1].p  # it does not count in the family
+    table = prediction_table(book, "one", found)
+    assert table is not None and table.display is not None
+    assert table.display[["verdict", "seeds", "p"]].values.tolist() == [["unresolved", "0", "none"]]
 
 
 def test_shares_of_the_gain_are_ratios_of_paired_differences_beside_the_papers(small):

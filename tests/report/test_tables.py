@@ -46,6 +46,24 @@ def test_layer_measures_come_from_the_routing_file(drawn):
     assert row["information"].to_numpy() == pytest.approx(expected, rel=1e-5)
 
 
+def test_loads_in_training_are_means_over_the_second_half_and_absent_without_a_capacity(tmp_path, synthetic):
+    records, runs = synthetic.write_records(tmp_path, seeds=(0, 1))
+    path, rng = runs / "balance_window-2-s1" / "train.jsonl", np.random.default_rng(4)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line |= {"dead_experts": rng.integers(0, 9, size=3).tolist(), "dropped": rng.random(3).tolist()}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    frame = measures.run_frame(Records(records, runs), "balance_window").set_index(["arm", "seed"])
+    for name in ("max_vio_micro", "dead_experts", "dropped"):
+        late = [value for line in lines for value in line[name] if line["step"] > 200]  # of 400 steps
+        assert len(late) == 3 * 20
+        assert frame.loc[("global", 1), name] == pytest.approx(sum(late) / len(late))
+    assert frame["dropped"].notna().tolist() == [key == ("global", 1) for key in frame.index]
+    write_tables(records, runs, tmp_path / "tables")
+    contrasts = (tmp_path / "tables" / "balance_window-contrasts.md").read_text()
+    assert "| global − 1 sequence | dead experts per layer, in training |" in contrasts
+
+
 ESTIMATES = ("stragglers", "expert_parallel", "capacity")
 
 
