@@ -66,6 +66,32 @@ def pairwise_divergence(frequency_DLE: ArrayLike) -> Array:
     return np.maximum(pairs, 0.0).mean(axis=0)
 
 
+def hot_experts(frequency_DLE: ArrayLike, *, multiple: float) -> NDArray[np.bool_]:
+    """Which experts are hot in a domain, [D, L, E]: those that it selects at least `multiple` times as often as uniform
+    routing would.
+
+    arXiv:2501.11873, Figure 4b, shows the high-frequency experts of each domain; the border is ours. Uniform routing
+    gives none for a `multiple` above 1, a domain that always takes the same K <= E / `multiple` experts has those K.
+    """
+    f = np.asarray(frequency_DLE, dtype=np.float64)
+    return f >= multiple / f.shape[-1]
+
+
+def hot_overlap(hot_DLE: ArrayLike) -> Array:
+    """Jaccard index |A & B| / |A | B| of the hot experts of two domains, mean over pairs of domains, per layer, [L].
+
+    1 where all domains share their hot experts, 0 where no two share one; a pair without any hot expert shares none and
+    counts as 0, so that the number of hot experts belongs beside it. Raises `ValueError` for fewer than two domains.
+    """
+    hot = np.asarray(hot_DLE, dtype=bool)
+    first, second = np.triu_indices(len(hot), k=1)
+    if not len(first):
+        raise ValueError("an overlap of domains needs two domains")
+    shared = (hot[first] & hot[second]).sum(axis=-1)
+    either = (hot[first] | hot[second]).sum(axis=-1)
+    return (shared / np.maximum(either, 1)).mean(axis=0)
+
+
 def max_violation(load_LE: ArrayLike) -> Array:
     """MaxVio per layer, [L]: max_e load / mean_e load - 1 (arXiv:2408.15664).
 

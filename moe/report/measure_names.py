@@ -6,6 +6,8 @@ MEASURES = {
     "perplexity": "Avg PPL",
     "divergence": "JSD between domains (nats)",
     "information": "mutual information domain–expert (nats)",
+    "hot_experts": "hot experts of a domain (number)",
+    "hot_overlap": "overlap of hot experts between domains (Jaccard)",
     "largest_frequency": "largest selection frequency (share)",
     "top_k_score_sum": "top-K score sum (probability)",
     "max_vio": "MaxVio",

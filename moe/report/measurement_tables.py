@@ -6,6 +6,7 @@ import pandas as pd
 
 from moe.report import measures, text
 from moe.report.records import Records
+from moe.report.specialisation_measures import HOT
 from moe.report.table import Table, ratio_columns, seeds_per_arm
 
 
@@ -66,6 +67,8 @@ def layer_table(records: Records, experiment: str) -> Table:
     names = {
         "divergence": "JSD (nats)",
         "information": "mutual inf. (nats)",
+        "hot_experts": "hot experts",
+        "hot_overlap": "overlap of hot experts",
         "top_k_score_sum": "top-K score sum",
         "largest_frequency": "largest frequency",
         "max_vio": "MaxVio",
@@ -79,10 +82,10 @@ def layer_table(records: Records, experiment: str) -> Table:
     domains, _, experts = routing.counts_DLE.shape
     caption = (
         f"Held-out routing, mean over {seeds_per_arm(frame)}. Uniform routing gives JSD 0, mutual information 0 (at "
-        f"most log D = {math.log(domains):.3f}), top-K score sum K/E = {routing.top_k / experts:.3f}, largest "
-        f"frequency 1/E = {1 / experts:.4f} (mean over domains of the busiest expert's share), MaxVio 0, load entropy "
-        "1. With domains weighed equally, mutual information is also their generalised Jensen-Shannon divergence; JSD "
-        "here is the mean over pairs. The paper prints no such measure."
+        f"most log D = {math.log(domains):.3f}), hot experts 0, top-K score sum K/E = {routing.top_k / experts:.3f}, "
+        f"largest frequency 1/E = {1 / experts:.4f} (mean over domains of the busiest expert's share), MaxVio 0, load "
+        "entropy 1. With domains weighed equally, mutual information is also their generalised Jensen-Shannon "
+        f"divergence; JSD here is the mean over pairs. {HOT} The paper prints no such measure."
     )
     return Table("layers", "routing", "Specialisation per layer", caption, rows, shown, experiment)
 

@@ -17,7 +17,7 @@ from moe.analysis import specialisation
 from moe.analysis.statistics import PairedDifference, paired_difference
 from moe.report.measure_names import MEASURES
 from moe.report.records import Records, Run
-from moe.report.specialisation_measures import ownership
+from moe.report.specialisation_measures import HOT_MULTIPLE, ownership
 
 MOST_ARMS = 21
 """Arms that can be told apart in one figure: as many have a style of their own."""
@@ -81,9 +81,12 @@ def layer_frame(records: Records, experiment: str) -> pd.DataFrame:
         # Mean of the domains' frequencies: domains weigh the same in the load, too.
         load = frequency.mean(axis=0)
         several = len(routing.domains) > 1
+        hot, absent = specialisation.hot_experts(frequency, multiple=HOT_MULTIPLE), np.full(len(load), np.nan)
         columns = {
-            "divergence": specialisation.pairwise_divergence(frequency) if several else np.full(len(load), np.nan),
+            "divergence": specialisation.pairwise_divergence(frequency) if several else absent,
             "information": specialisation.mutual_information(frequency),
+            "hot_experts": hot.sum(axis=-1).mean(axis=0),
+            "hot_overlap": specialisation.hot_overlap(hot) if several else absent,
             "top_k_score_sum": specialisation.top_k_score_sum(routing.scores_DLE, routing.tokens_D).mean(axis=0),
             "largest_frequency": frequency.max(axis=-1).mean(axis=0),
             "max_vio": specialisation.max_violation(load),

@@ -16,6 +16,14 @@ from moe.report.records import Records, Run
 
 OWN_MULTIPLE = 2.0
 """How many times as often as uniform routing would a domain selects an expert of its own, at the least."""
+HOT_MULTIPLE = 2.0
+"""How many times as often as uniform routing would a domain selects an expert that is hot there, at the least."""
+HOT = (
+    "Hot experts of a domain, as in the paper's Figure 4b with a border of our own: those that it selects at least "
+    f"{HOT_MULTIPLE:g} times as often as uniform routing would, mean over domains; overlap: Jaccard index of the hot "
+    "experts of two domains, mean over pairs, 0 also for two domains without any."
+)
+"""For the captions of tables."""
 
 # D domains, L layers, E experts
 

@@ -7,10 +7,13 @@ import pandas as pd
 from moe.report import measures, text
 from moe.report.measure_names import MEASURES
 from moe.report.records import Records
-from moe.report.specialisation_measures import OWN_MULTIPLE
+from moe.report.specialisation_measures import HOT, OWN_MULTIPLE
 from moe.report.table import Table, difference_columns, seeds_per_arm
 
-SHOWN = ("divergence", "information", "router_cosine", "own_damage", "other_damage", "damage_gap", "stability")
+SHOWN = (
+    "divergence", "information", "hot_experts", "hot_overlap", "router_cosine", "own_damage", "other_damage",
+    "damage_gap", "stability",
+)  # fmt: skip
 """Measures of specialisation, of the columns of the runs frame."""
 
 
@@ -42,7 +45,7 @@ def specialisation_table(records: Records, experiment: str) -> Table:
             )
     caption = (
         f"Mean over {seeds_per_arm(frame)}; 95 % t intervals of the difference paired over seeds, p-values of the "
-        "paired t-test, not adjusted. JSD and mutual information: 0 where all domains route alike. Cosine: mean "
+        f"paired t-test, not adjusted. JSD and mutual information: 0 where all domains route alike. {HOT} Cosine: mean "
         "absolute cosine between two rows of a router, mean over layers. Damage: increase of the held-out loss where "
         "one expert is never chosen and the next-best takes its place; a domain's own experts are those that it "
         f"selects more than {OWN_MULTIPLE:g} times as often as uniform routing would, and its most selected one in "

@@ -88,6 +88,48 @@ def test_vectorised_measures_equal_the_loops(counts):
         )
 
 
+def slow_overlap(counts, layer):
+    """Jaccard index of the sets of experts that have at least twice their uniform share of a domain's selections."""
+    domains, _, experts = counts.shape
+    hot = [{e for e in range(experts) if experts * counts[d, layer, e] >= 2 * sum(counts[d, layer])}
+           for d in range(domains)]  # fmt: skip
+    pairs = [(hot[a], hot[b]) for a in range(domains) for b in range(domains) if a < b]
+    return sum(len(a & b) / len(a | b) if a | b else 0 for a, b in pairs) / len(pairs), hot
+
+
+@given(counts_DLE)
+def test_hot_experts_and_their_overlap_equal_sets(counts):
+    hot = sp.hot_experts(sp.selection_frequency(counts), multiple=2)
+    overlap = sp.hot_overlap(hot)
+    for layer in range(counts.shape[1]):
+        expected, sets = slow_overlap(counts, layer)
+        assert [set(np.flatnonzero(row)) for row in hot[:, layer]] == sets
+        assert overlap[layer] == pytest.approx(expected, abs=1e-12)
+
+
+def test_overlap_is_one_for_the_same_hot_experts_and_zero_for_others_or_none():
+    def overlap(counts):
+        return sp.hot_overlap(sp.hot_experts(sp.selection_frequency(counts), multiple=2))
+
+    assert np.allclose(overlap(disjoint()[[0, 0, 0]]), 1)
+    assert np.allclose(overlap(disjoint()), 0)
+    assert np.allclose(overlap(uniform()), 0)
+    one_of_three = np.array([[[5, 5, 0, 0, 0, 0]], [[0, 5, 5, 0, 0, 0]]])
+    assert np.allclose(overlap(one_of_three), 1 / 3)
+    with pytest.raises(ValueError, match="two domains"):
+        sp.hot_overlap(np.ones((1, 1, 4), dtype=bool))
+
+
+def test_an_expert_with_exactly_the_multiple_of_its_uniform_share_is_hot():
+    """Whatever the rounding of the quotients: that of the share and that of the border are of the same fraction."""
+    for experts in range(3, 70):
+        for part in (1, 7, 1000, 12_347):
+            rest = (experts - 3) * [0] + [(experts - 2) * part]
+            at_border, below = ([2 * part - i, *rest, i] for i in (0, 1))
+            hot = [sp.hot_experts(sp.selection_frequency([[row]]), multiple=2)[0, 0, 0] for row in (at_border, below)]
+            assert hot == [True, False], (experts, part)
+
+
 @given(counts_DLE, st.randoms(), st.integers(2, 50))
 def test_measures_do_not_depend_on_expert_names_or_on_the_number_of_tokens(counts, random, factor):
     order = list(range(counts.shape[-1]))

@@ -86,6 +86,24 @@ def test_the_table_has_every_measure_of_every_arm_and_differences_to_the_referen
     assert float(row["low"]) < float(row["difference"]) < float(row["high"])
 
 
+def test_hot_experts_and_their_overlap_are_those_of_the_routing_file(drawn) -> None:
+    table = pd.read_csv(drawn.tables / "balance_window-specialisation.csv").set_index(["measure", "arm"])["mean"]
+    layers = pd.read_csv(drawn.tables / "balance_window-routing.csv").groupby("arm")[["hot_experts", "hot_overlap"]]
+    counts, overlaps = [], []
+    for seed in range(3):
+        rows = pd.read_parquet(drawn.runs / f"balance_window-2-s{seed}" / "routing.parquet")
+        for _, layer in rows.groupby("layer"):
+            share = layer.groupby("domain")["tokens"].transform(lambda tokens: tokens / tokens.sum())
+            hot = layer[share >= 2 / 16].groupby("domain")["expert"].agg(set).reindex(layer["domain"].unique())
+            sets = [found if isinstance(found, set) else set() for found in hot]
+            counts.append(np.mean([len(found) for found in sets]))
+            overlaps += [len(a & b) / max(1, len(a | b)) for i, a in enumerate(sets) for b in sets[:i]]
+    assert 0 < np.mean(overlaps) < 1
+    assert table["hot_experts", "global"] == pytest.approx(np.mean(counts), rel=1e-6)
+    assert table["hot_overlap", "global"] == pytest.approx(np.mean(overlaps), rel=1e-6)
+    assert layers.mean().loc["global"].tolist() == pytest.approx([np.mean(counts), np.mean(overlaps)], rel=1e-6)
+
+
 def test_what_was_not_measured_is_not_run_and_has_no_figure(drawn, hostile) -> None:
     names = {entry["name"] for entry in json.loads((hostile.figures / "index.json").read_text())}
     assert "drop" not in names and (drawn.figures / "balance_window-drop.svg").exists()
