@@ -14,7 +14,7 @@ import pandas as pd
 from moe.provenance import complete_folder, write_json
 from moe.report import claims, measures, outcomes, paper, text
 from moe.report.arm_settings import variable_table
-from moe.report.comparison_tables import contrast_table, headline_table
+from moe.report.comparison_tables import contrast_table, headline_table, interaction_table
 from moe.report.estimator_advice import advice
 from moe.report.estimator_table import estimator_tables
 from moe.report.measurement_tables import downstream_table, latency_table, layer_table, perplexity_table
@@ -40,8 +40,8 @@ DATA: dict[str, Callable[[Records, str], pd.DataFrame]] = {
 }
 """Data behind the figures, one row per run and more: files that the page links to without showing them."""
 SHOWN: tuple[Callable[[Records, str], Table | None], ...] = (
-    headline_table, recovery_table, variable_table, contrast_table, perplexity_table, downstream_table, layer_table,
-    specialisation_table, latency_table,
+    headline_table, recovery_table, variable_table, contrast_table, interaction_table, perplexity_table,
+    downstream_table, layer_table, specialisation_table, latency_table,
 )  # fmt: skip
 """Tables of every experiment; None where one has nothing to say."""
 
