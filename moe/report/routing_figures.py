@@ -150,13 +150,16 @@ def _few(records: Records, experiment: str) -> dict[str, ArmStyle]:
     return arm_styles(arms if len(arms) <= MOST_LINES else list(measures.end_arms(records, experiment)))
 
 
-def _middle_layer(records: Records, experiment: str, ends: tuple[str, str]) -> tuple[pd.DataFrame, int, int]:
-    """Selections of the end arms in the middle layer, the layer and their first common seed."""
+def _middle_layer(records: Records, experiment: str, ends: tuple[str, str]) -> tuple[pd.DataFrame, str, int]:
+    """Selections of the end arms in the middle layer (of an even number the one behind the middle), what captions call
+    it, and the arms' first common seed."""
     selection = measures.selection_frame(records, experiment, ends)
-    layer = (selection.groupby("arm")["layer"].max().min() + 1) // 2
+    last = int(selection.groupby("arm")["layer"].max().min())
+    layer = (last + 1) // 2
     rows = selection[selection["layer"] == layer]
     seeds = [set(rows.loc[rows["arm"] == arm, "seed"]) for arm in ends]
-    return rows, int(layer), min(seeds[0] & seeds[1] or seeds[0])
+    name = f"layer {layer} " + ("(the middle one)" if 2 * layer == last else f"of 0 to {last}")
+    return rows, name, min(seeds[0] & seeds[1] or seeds[0])
 
 
 def heatmap_drawing(records: Records, experiment: str) -> Drawing:
@@ -164,8 +167,8 @@ def heatmap_drawing(records: Records, experiment: str) -> Drawing:
     ends = measures.end_arms(records, experiment)
     rows, layer, seed = _middle_layer(records, experiment, ends)
     caption = (
-        f"Selection frequency on held-out text, layer {layer} (the middle one), seed {seed}: one run for each arm, no "
-        f"interval. Each row sums to 1; dashed on the colour bar: the uniform level 1/E. {text.paper_note('Figure 1')}"
+        f"Selection frequency on held-out text, {layer}, seed {seed}: one run for each arm, no interval. "
+        f"Each row sums to 1; dashed on the colour bar: the uniform level 1/E. {text.paper_note('Figure 1')}"
     )
     one = rows[rows["seed"] == seed]
     tops = one.groupby("arm")["selection_frequency"].max()
@@ -181,7 +184,7 @@ def profile_drawing(records: Records, experiment: str) -> Drawing:
     rows, layer, _ = _middle_layer(records, experiment, ends)
     seeds = rows["seed"].nunique()
     caption = (
-        f"Selection frequency of each domain's experts in layer {layer}, ranked in every run; bars: mean over "
+        f"Selection frequency of each domain's experts in {layer}, ranked in every run; bars: mean over "
         f"{text.seeds(seeds)}, whiskers: lowest to highest seed. Dashed: uniform. {text.paper_note('Figure 1')}"
     )
     busiest = rows.groupby(["arm", "seed", "domain"])["selection_frequency"].max().groupby("arm").mean()

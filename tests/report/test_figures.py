@@ -3,11 +3,14 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
+import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
 from moe.report.figures import write_figures
-from moe.report.style import COLOURS, arm_styles
+from moe.report.records import Records
+from moe.report.routing_figures import heatmap_drawing, profile_drawing
+from moe.report.style import COLOURS, arm_styles, context
 
 LABELS = {
     "headline": ("held-out loss (nats/token)", "Balance BSZ (sequences)"),
@@ -70,6 +73,20 @@ def test_every_figure_names_data_that_is_written(drawn):
     for entry in json.loads((drawn.figures / "index.json").read_text()):
         assert entry["data"]
         assert all((drawn.tables / f"{name}.csv").exists() for name in entry["data"])
+
+
+def test_a_layer_is_called_the_middle_one_only_where_it_is(tmp_path, synthetic):
+    records, runs = synthetic.write_records(tmp_path, seeds=(0,))
+
+    def captions():
+        with context():
+            drawn = [make(Records(records, runs), "balance_window") for make in (heatmap_drawing, profile_drawing)]
+        return [drawing.caption for drawing in drawn]
+
+    assert all("layer 1 (the middle one)" in caption for caption in captions())  # of three
+    for path in runs.glob("*/routing.parquet"):
+        pq.write_table(pq.read_table(path, filters=[("layer", "<", 2)]), path)
+    assert all("layer 1 of 0 to 1" in caption and "middle" not in caption for caption in captions())
 
 
 def test_many_arms_keep_apart_by_colour_or_line():
