@@ -1,4 +1,8 @@
-"""Which estimator of f should be used? What `estimators.json` says, in words that follow from its numbers by rule."""
+"""Which estimator of f is nearest and affordable? What `estimators.json` says, in words that follow from it by rule.
+
+Its gradients are those of one run that `exact` balances; what an estimator does to the run that it balances itself,
+they do not say.
+"""
 
 import math
 from dataclasses import dataclass
@@ -70,9 +74,11 @@ def _recommendation(found: list[Choice]) -> str:
         return "Nothing is advised: “exact” was not timed at a number of passes whose gradients were measured."
     parts = [f"{names} at {_listed([str(passes) for passes in at], 'and')} passes" for names, at in uses.items()]
     return (
-        f"Use {_listed(parts, 'and', ', ')}. The rule: “exact” where all of the interval of its cost lies below "
-        f"{AFFORDABLE:.0%} of a step with “prefix”, else the estimator of the whole window whose balance gradient "
-        "comes nearest to that of “exact”."
+        f"By gradient: {_listed(parts, 'and', ', ')}. The rule: “exact” where all of the interval of its cost lies "
+        f"below {AFFORDABLE:.0%} of a step with “prefix”, else the estimator of the whole window whose balance "
+        "gradient comes nearest to that of “exact”, along a run that “exact” balances. What comes of a run that an "
+        "estimator balances itself, where an f of past steps answers late, these gradients do not say: the experiment "
+        "on estimators does."
     ).replace("%", " %")
 
 

@@ -89,15 +89,19 @@ ERRORS = {("pass", 2): 0.5, ("prefix", 2): 0.2, ("pass", 8): 1.5, ("prefix", 8):
 @pytest.mark.parametrize(
     ("errors", "ratios", "expected"),
     [
-        (ERRORS, {2: 1.03, 8: 1.04}, "Use “exact” at 2 and 8 passes."),
-        (ERRORS, {2: 1.03, 8: 1.06}, "Use “exact” at 2 passes, and “ema 4” at 8 passes."),
-        (ERRORS, {2: 1.06, 8: 1.06}, "Use “prefix” at 2 passes, and “ema 4” at 8 passes."),
-        (ERRORS, {1: 1.0, 2: 0.9, 8: 0.9}, "Use “exact” at 2 and 8 passes."),
-        (ERRORS, {8: 1.06}, "Use “ema 4” at 8 passes."),
-        (ERRORS, {8: 1.0495}, "Use “ema 4” at 8 passes."),  # its interval reaches beyond
-        (ERRORS | {("prefix", 8): 0.3001}, {8: 1.06}, "Use “prefix” or “ema 4” at 8 passes."),
-        ({("previous", None): 0.7}, {1: 1.0, 4: 1.2}, "Use “previous” at 4 passes."),
-        (ERRORS | {("pass", 2): 0.1}, {2: 1.06, 8: 1.06}, "Use “prefix” at 2 passes, and “ema 4” at 8 passes."),
+        (ERRORS, {2: 1.03, 8: 1.04}, "By gradient: “exact” at 2 and 8 passes."),
+        (ERRORS, {2: 1.03, 8: 1.06}, "By gradient: “exact” at 2 passes, and “ema 4” at 8 passes."),
+        (ERRORS, {2: 1.06, 8: 1.06}, "By gradient: “prefix” at 2 passes, and “ema 4” at 8 passes."),
+        (ERRORS, {1: 1.0, 2: 0.9, 8: 0.9}, "By gradient: “exact” at 2 and 8 passes."),
+        (ERRORS, {8: 1.06}, "By gradient: “ema 4” at 8 passes."),
+        (ERRORS, {8: 1.0495}, "By gradient: “ema 4” at 8 passes."),  # its interval reaches beyond
+        (ERRORS | {("prefix", 8): 0.3001}, {8: 1.06}, "By gradient: “prefix” or “ema 4” at 8 passes."),
+        ({("previous", None): 0.7}, {1: 1.0, 4: 1.2}, "By gradient: “previous” at 4 passes."),
+        (
+            ERRORS | {("pass", 2): 0.1},
+            {2: 1.06, 8: 1.06},
+            "By gradient: “prefix” at 2 passes, and “ema 4” at 8 passes.",
+        ),
         (ERRORS, {4: 1.0}, "Nothing is advised: “exact” was not timed"),
         ({("previous", None): 0.7}, {1: 1.0}, "With one accumulation pass nothing is estimated"),
     ],
@@ -105,7 +109,7 @@ ERRORS = {("pass", 2): 0.5, ("prefix", 2): 0.2, ("pass", 8): 1.5, ("prefix", 8):
 def test_the_advice_follows_from_time_and_error_by_its_rule(errors, ratios, expected):
     first = advice(record(errors, timed(ratios)))[0]
     assert first.startswith(expected)
-    assert (RULE in first) == first.startswith("Use")
+    assert (RULE in first) == first.startswith("By gradient")
 
 
 @pytest.mark.parametrize(
