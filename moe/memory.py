@@ -59,7 +59,7 @@ def peak_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     # The loss holds its targets' hidden states, a chunk of logits and as much again at work, and two gradients of the
     # head. Every gradient of the passes before stays; only the last pass has none of them to add to.
     logits = 2 * 4 * min(LOSS_TOKENS, tokens) * config.data.vocab_size
-    expert_gradients = 4 * 3 * config.model.hidden_size * config.model.expert_size * config.model.num_experts
+    expert_gradients = 4 * _layer_experts(config)
     carried = parameters if train.num_passes(hardware.ranks) > 1 else 0
     live = max(
         carried + 2 * vocab_bytes + logits + tokens * (layers + final_norm),
@@ -139,10 +139,16 @@ def gpu_bytes(config: RunConfig, hardware: HardwareConfig) -> int:
     else:
         parameters = (16 if hardware.ranks == 1 else 20) * total  # several processes hold buckets of gradients too
     if config.train.precision == "bf16":
-        experts = 3 * config.model.hidden_size * config.model.expert_size * config.model.num_experts
-        parameters += 2 * experts * (1 + (1 if config.train.activation_checkpointing else config.model.num_layers))
+        parameters += (
+            2 * _layer_experts(config) * (1 + (1 if config.train.activation_checkpointing else config.model.num_layers))
+        )
     logits = 2 * 4 * min(LOSS_TOKENS, tokens) * config.data.vocab_size
     return GPU_BYTES + parameters + activations + logits
+
+
+def _layer_experts(config: RunConfig) -> int:
+    """Parameters of the routed experts of one layer."""
+    return 3 * config.model.hidden_size * config.model.expert_size * config.model.num_experts
 
 
 def _pass_tokens(config: RunConfig, hardware: HardwareConfig) -> int:

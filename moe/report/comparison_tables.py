@@ -134,7 +134,7 @@ def _interactions(records: Records, experiment: str) -> list[dict[str, str]]:
 
     Four arms that contrasts on both axes compare are one interaction, and named once.
     """
-    labels = {row.arm: row.labels for row in records.table.runs if row.experiment == experiment}
+    labels = records.labels(experiment)
     axes = list(records.table.experiments[experiment].axes)
     if len(axes) != 2:
         return []

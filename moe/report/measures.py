@@ -138,19 +138,9 @@ def curve_frame(records: Records, experiment: str) -> pd.DataFrame:
     for arm, seed, run in records.runs_of(experiment):
         for line in run.curve:
             terms = {f"balance_{i}": np.nan if x is None else np.mean(x) for i, x in enumerate(line.balance)}
-            acting = next((np.mean(x) for x in line.balance if x is not None), np.nan)
+            terms = {"balance": next((x for x in terms.values() if not np.isnan(x)), np.nan), **terms}
             loads = {"max_vio_global": np.mean(line.max_vio_global), "max_vio_micro": np.mean(line.max_vio_micro)}
-            rows.append(
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "step": line.step,
-                    "lm_loss": line.lm_loss,
-                    "balance": acting,
-                    **terms,
-                    **loads,
-                }
-            )
+            rows.append({"arm": arm, "seed": seed, "step": line.step, "lm_loss": line.lm_loss, **terms, **loads})
     return pd.DataFrame(rows)
 
 

@@ -32,30 +32,31 @@ def prediction_table(records: Records, experiment: str, found: Sequence[Outcome]
     rows, shown = [], []
     for outcome in chosen:
         item, difference = outcome.expectation, outcome.difference
-        quoted = paper_effects.quoted_contrast(records, outcome.experiment, item.first, item.second, item.measure)
         head = {"experiment": outcome.experiment, "claim": item.claim, "verdict": outcome.verdict}
         compared = {"measure": item.measure, "first": item.first, "second": item.second, "predicted": item.direction}
         margin = {"margin": "none" if item.margin is None else item.margin}
         tested = {"p_border": _number(outcome.p), "p_holm": _number(outcome.p_holm)}
         tested |= {"p_holm_all": _number(outcome.p_holm_all)}
         rows.append(head | compared | margin | difference_columns(difference) | tested | {"status": "measured"})
-        contrast, measure = f"{item.first} − {item.second}", MEASURES[item.measure]
-        said = {"verdict": outcome.verdict, "prediction": item.claim}
-        said |= {"contrast": contrast, "measure": measure, "predicted": outcome.predicted}
-        if not experiment:
-            said = {
-                "verdict": outcome.verdict,
-                "prediction": f"{item.claim} ({contrast}: {outcome.predicted}; {measure})",
-            }
+        measure = MEASURES[item.measure]
+        if experiment:
+            said = {"prediction": item.claim, "contrast": outcome.contrast, "measure": measure}
+            said |= {"predicted": outcome.predicted}
+            last = {"status": "measured"}
+        else:
+            said = {"prediction": f"{item.claim} ({outcome.contrast}: {outcome.predicted}; {measure})"}
+            quoted = paper_effects.quoted_contrast(records, outcome.experiment, item.first, item.second, item.measure)
+            last = {"the paper's (nats/token, quoted)": quoted}
         shown.append(
             {
+                "verdict": outcome.verdict,
                 **said,
                 "difference [95 %]": text.interval(difference),
                 "seeds": str(difference.n if difference else 0),
                 "p": text.p_value(outcome.p),
                 "p (Holm, experiment)": text.p_value(outcome.p_holm),
                 f"p (Holm, all {len(found)})": text.p_value(outcome.p_holm_all),
-                **({"status": "measured"} if experiment else {"the paper's (nats/token, quoted)": quoted}),
+                **last,
             }
         )
     caption = (

@@ -46,6 +46,11 @@ class Outcome:
         return self._at(self.p_holm_all)
 
     @property
+    def contrast(self) -> str:
+        """The two arms, in words."""
+        return f"{self.expectation.first} − {self.expectation.second}"
+
+    @property
     def predicted(self) -> str:
         """Direction, and margin of an equality, in words."""
         item = self.expectation

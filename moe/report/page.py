@@ -202,7 +202,7 @@ def _outcome_row(report: Report, outcome: Outcome) -> dict[str, str]:
         "claim": item.claim,
         "page": _page(outcome.experiment),
         "title": experiment.title,
-        "contrast": f"{item.first} − {item.second}: {outcome.predicted}",
+        "contrast": f"{outcome.contrast}: {outcome.predicted}",
         "difference": text.interval(difference),
         "measure": MEASURES[item.measure],
         "seeds": str(difference.n if difference else 0),

@@ -145,6 +145,10 @@ class Records:
         """The run of an arm at its first seed, whose settings all its seeds share."""
         return next(iter(self.arms(experiment)[arm].values()))
 
+    def labels(self, experiment: str) -> dict[str, dict[str, str]]:
+        """Arm -> axis -> label."""
+        return {row.arm: row.labels for row in self.table.runs if row.experiment == experiment}
+
     def contrasts(self, experiment: str) -> list[tuple[str, str]]:
         """The experiment's contrasts; without any, every arm against the first."""
         first, *others = self.arms(experiment)
@@ -158,7 +162,7 @@ class Records:
     def references(self, experiment: str) -> dict[str, str]:
         """Arm -> the arm that it is compared with: that with the labels of the reference on the axes that are compared,
         and with its own on the others, where the data, and so the loss, may be another."""
-        labels, compared = self._labels(experiment), self._compared_axes(experiment)
+        labels, compared = self.labels(experiment), self._compared_axes(experiment)
         arms = {frozenset(own.items()): arm for arm, own in labels.items()}
         same = {axis: labels[self.reference(experiment)][axis] for axis in compared}
         return {arm: arms[frozenset((own | same).items())] for arm, own in labels.items()}
@@ -166,18 +170,14 @@ class Records:
     def reference_name(self, experiment: str) -> str:
         """What all arms are compared with, in words: “1 sequence”, or with a second axis “1 sequence” at the same
         domains."""
-        labels, compared = self._labels(experiment)[self.reference(experiment)], self._compared_axes(experiment)
+        labels, compared = self.labels(experiment)[self.reference(experiment)], self._compared_axes(experiment)
         others = [axis for axis in labels if axis not in compared]
         name = " / ".join(label for axis, label in labels.items() if axis in compared)
         return f"“{name}”" + f" at the same {' and '.join(others)}" * (len(others) > 0)
 
-    def _labels(self, experiment: str) -> dict[str, dict[str, str]]:
-        """Arm -> axis -> label."""
-        return {row.arm: row.labels for row in self.table.runs if row.experiment == experiment}
-
     def _compared_axes(self, experiment: str) -> list[str]:
         """The axes in which the arms of the first contrast differ; all of them where no contrast is named."""
-        labels, contrasts = self._labels(experiment), self.table.experiments[experiment].contrasts
+        labels, contrasts = self.labels(experiment), self.table.experiments[experiment].contrasts
         if not contrasts:
             return list(labels[self.reference(experiment)])
         first, second = (labels[arm] for arm in contrasts[0])
