@@ -2,14 +2,12 @@
 
 import argparse
 import importlib
-import os
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from moe.cli import ENVIRONMENT
 from moe.provenance import complete_file, device_name, stamp, write_json
 from moe.report import style
 from moe.settings import ConfigError
@@ -27,8 +25,6 @@ def run(parts: list[str], out: Path) -> None:
     for part in parts:
         if part not in PARTS + ASKED:
             raise ConfigError(f"unknown part '{part}'; the parts are {', '.join(PARTS + ASKED)}")
-    for name, value in ENVIRONMENT.items():  # as `moe` does, before torch allocates
-        os.environ.setdefault(name, value)
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for part in parts or PARTS:
         module = importlib.import_module(f"benchmarks.{part}")

@@ -1,7 +1,8 @@
 """What does each thing that makes a step fast bring? The step as it is trained, and the same without that thing.
 
 All variants take turns in one process, on one thread, at the cpu scale; a ratio above 1 is what the step would take
-longer without the lever. Pages have a size for all of a process, so large and small ones take turns in processes.
+longer without the lever. Large pages, which are not asked for as trained, are for all of a process: they and small ones
+take turns in processes.
 """
 
 import ctypes

@@ -23,14 +23,6 @@ from moe.settings import ConfigError, parse, read_json
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-ENVIRONMENT = {
-    # The bars that transformers shows for every file would bury what a stage says.
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # torch asks the kernel for large pages, where it gives them: faster steps, equal to the bit.
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
-"""What a stage sets where a user has not, before torch is loaded."""
-
 
 def plan(args: argparse.Namespace) -> None:
     """print what a scale costs: runs, tokens, hours, memory and disk"""
@@ -320,8 +312,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; returns its exit status."""
     args = parser().parse_args(argv)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    # The bars that transformers shows for every file would bury what a stage says.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
         return args.stage(args) or 0

@@ -56,25 +56,3 @@ def test_without_a_compiler_the_layers_stay_as_they_are_and_it_is_said(tmp_path:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "None"]
     assert "not compiled" in done.stderr and "none" in done.stderr and done.stderr.count("\n") == 1
-
-
-PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-LARGE = """
-import sys; from moe import cli
-cli.main(sys.argv[1:])
-import torch
-kept = torch.ones(1 << 24)
-print([line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")][0])
-"""
-
-
-@pytest.mark.skipif(not PAGES.exists() or "[madvise]" not in PAGES.read_text(), reason="pages are not asked for here")
-def test_a_stage_gets_large_pages_where_the_user_does_not_refuse_them() -> None:
-    command = [sys.executable, "-c", LARGE, "schema"]
-    kilobytes = {}
-    for setting in ({}, {"THP_MEM_ALLOC_ENABLE": "0"}):
-        environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | setting
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        kilobytes[str(setting)] = int(done.stdout.split()[-1])
-    large, small = kilobytes.values()
-    assert large >= small + (1 << 15), "half of the tensor's 64 MiB"
