@@ -109,7 +109,7 @@ def _type(annotation: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(f"`{part}`" for part in parts)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(part) for part in parts)
+        return " or ".join(dict.fromkeys(_type(part) for part in parts))
     if origin is tuple:
         return f"list of {_type(parts[0])}" if parts[-1] is Ellipsis else f"list of {len(parts)} {_type(parts[0])}"
     if origin is dict:
