@@ -8,17 +8,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moe.analysis.specialisation import Array, selection_frequency
+from moe.analysis.specialisation import Array, hot_experts, selection_frequency
 
 
-def own_experts(frequency_DLE: ArrayLike, *, multiple: float = 2.0) -> NDArray[np.bool_]:
-    """Which experts are a domain's own, [D, L, E]: those that it selects more than `multiple` times as often as uniform
-    routing would, and the one that it selects most often in each layer, the first of equals.
+def own_experts(frequency_DLE: ArrayLike, *, multiple: float) -> NDArray[np.bool_]:
+    """Which experts are a domain's own, [D, L, E]: its `hot_experts`, and the one that it selects most often in each
+    layer, the first of equals.
 
-    Uniform routing leaves each domain one expert; a domain that always takes the same K < E / `multiple` has those K.
+    Uniform routing leaves each domain one expert; a domain that always takes the same K <= E / `multiple` has those K.
     """
     f = np.asarray(frequency_DLE, dtype=np.float64)
-    own = f > multiple / f.shape[-1]
+    own = hot_experts(f, multiple=multiple)
     np.put_along_axis(own, f.argmax(axis=-1)[..., None], True, axis=-1)
     return own
 

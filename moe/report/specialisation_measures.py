@@ -14,8 +14,6 @@ from moe.analysis.ownership import damage, own_experts, stability
 from moe.analysis.specialisation import Array, selection_frequency
 from moe.report.records import Records, Run
 
-OWN_MULTIPLE = 2.0
-"""How many times as often as uniform routing would a domain selects an expert of its own, at the least."""
 HOT_MULTIPLE = 2.0
 """How many times as often as uniform routing would a domain selects an expert that is hot there, at the least."""
 HOT = (
@@ -43,7 +41,7 @@ def ownership(run: Run) -> dict[str, float]:
     losses = {"own_damage": math.nan, "other_damage": math.nan}
     increase_DLE = increases(run)
     if increase_DLE is not None and len(increase_DLE) > 1:
-        own_DLE = own_experts(selection_frequency(run.routing.counts_DLE), multiple=OWN_MULTIPLE)
+        own_DLE = own_experts(selection_frequency(run.routing.counts_DLE), multiple=HOT_MULTIPLE)
         lost = damage(np.moveaxis(increase_DLE, 0, -1), own_DLE)
         losses = {"own_damage": float(lost.own_D.mean()), "other_damage": float(lost.other_D.mean())}
     found |= losses | {"damage_gap": losses["own_damage"] - losses["other_damage"]}

@@ -7,7 +7,7 @@ import pandas as pd
 from moe.report import measures, text
 from moe.report.measure_names import MEASURES
 from moe.report.records import Records
-from moe.report.specialisation_measures import HOT, OWN_MULTIPLE
+from moe.report.specialisation_measures import HOT
 from moe.report.table import Table, difference_columns, seeds_per_arm
 
 SHOWN = (
@@ -47,11 +47,10 @@ def specialisation_table(records: Records, experiment: str) -> Table:
         f"Mean over {seeds_per_arm(frame)}; 95 % t intervals of the difference paired over seeds, p-values of the "
         f"paired t-test, not adjusted. JSD and mutual information: 0 where all domains route alike. {HOT} Cosine: mean "
         "absolute cosine between two rows of a router, mean over layers. Damage: increase of the held-out loss where "
-        "one expert is never chosen and the next-best takes its place; a domain's own experts are those that it "
-        f"selects more than {OWN_MULTIPLE:g} times as often as uniform routing would, and its most selected one in "
-        "each layer; own: what the domain loses without one of them, other: what the other domains lose without the "
-        "same. Experts that everybody needs give a gap of 0; experts that only their domain needs give no damage to "
-        f"others. {_stability_note(frame)} The paper prints no such measure."
+        "one expert is never chosen and the next-best takes its place; a domain's own experts are its hot ones and "
+        "its most selected one in each layer; own: what the domain loses without one of them, other: what the other "
+        "domains lose without the same. Experts that everybody needs give a gap of 0; experts that only "
+        f"their domain needs give no damage to others. {_stability_note(frame)} The paper prints no such measure."
     )
     title = "Do experts belong to domains?"
     return Table("specialisation", "routing", title, caption, pd.DataFrame(rows), pd.DataFrame(shown), experiment)

@@ -11,11 +11,11 @@ RANDOM = np.random.default_rng(5)
 
 
 def test_domains_with_experts_of_their_own_own_those_and_uniform_routing_leaves_each_one():
-    assert np.array_equal(own_experts(selection_frequency(disjoint())), disjoint() > 0)
-    assert np.array_equal(own_experts(np.full((3, 2, 6), 1 / 6)).sum(axis=-1), np.ones((3, 2)))
+    assert np.array_equal(own_experts(selection_frequency(disjoint()), multiple=2), disjoint() > 0)
+    assert np.array_equal(own_experts(np.full((3, 2, 6), 1 / 6), multiple=2).sum(axis=-1), np.ones((3, 2)))
 
 
-def test_an_expert_above_the_multiple_or_the_first_is_own():
+def test_an_expert_that_is_hot_or_the_first_is_own():
     frequency = np.array([[[0.5, 0.26, 0.24, 0.0]], [[0.3, 0.29, 0.21, 0.2]]])
     assert own_experts(frequency, multiple=1.0).tolist() == [[[True, True, False, False]], [[True, True, False, False]]]
     assert own_experts(frequency, multiple=1.5).tolist() == [
@@ -38,7 +38,7 @@ def test_experts_that_all_miss_alike_damage_the_others_as_much():
 
 def test_damage_equals_a_loop_over_domains_and_experts():
     increase_LED, frequency = RANDOM.normal(size=(2, 6, 4)), RANDOM.dirichlet(np.ones(6) / 2, size=(4, 2))
-    own_DLE = own_experts(frequency)
+    own_DLE = own_experts(frequency, multiple=2)
     found = damage(increase_LED, own_DLE)
     for d in range(4):
         mine = [(layer, expert) for layer in range(2) for expert in range(6) if own_DLE[d, layer, expert]]
