@@ -31,11 +31,11 @@ def code_fingerprint(*, drawing: bool = False) -> str:
     """Short hash of the package's `.py` files that make records, names included, and with `drawing` of those that turn
     records into tables and figures too; it changes with any edit of them."""
     root = Path(__file__).parent
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         if drawing or path.relative_to(root).parts[0] not in WITHOUT_RECORDS:
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+            content.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return content.hexdigest()[:12]
 
 
 @cache
@@ -154,8 +154,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file's content."""
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            content.update(block)
+    return content.hexdigest()

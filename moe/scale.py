@@ -59,7 +59,7 @@ class EstimatorsConfig(Settings):
 
 
 class HardwareConfig(Settings):
-    """How the runs use the machine; nothing here changes what is trained."""
+    """How the runs use the machine; what is trained changes by rounding alone."""
 
     processes: int = Field(default=1, ge=1)
     """Processes of one training run on each of its machines; they train together through Accelerate."""

@@ -127,7 +127,8 @@ def train(
             accelerator.wait_for_everyone()
             raise ConfigError(
                 f"step {error.step + 1}: {found}; the state before this step is kept: run the same command with "
-                "--skip-nonfinite to leave such steps out, or lower train.learning_rate or the weights of balance.terms"
+                "--skip-nonfinite (of snakemake: --config skip_nonfinite=true) to leave such steps out, or lower "
+                "train.learning_rate or the weights of balance.terms"
             ) from None
         if not logged:
             metrics = None  # measured to be sure that the state is finite
