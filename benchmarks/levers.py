@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from benchmarks.ratios import spread, summary
 from benchmarks.workload import CPU, Batches, objective, our_step, take
 from moe import speed
+from moe.model import dispatch, router
 from moe.model import objective as model_objective
 from moe.step import Step
 
@@ -49,6 +50,8 @@ def measure() -> dict[str, Any]:
         "layers not compiled": (_step(compiled=False), nullcontext),
         "start-up objects collected": (trained, _collected),
         "freed memory given back": (trained, _given_back),
+        "experts chosen by topk": (_step(), lambda: patch.object(router, "top_experts", _topk)),
+        "rows ordered by argsort": (_step(), lambda: patch.object(dispatch, "order_by_expert", _argsort)),
         "full logits": (trained, lambda: patch.object(model_objective.F, "linear_cross_entropy", _full_logits)),
     }
     variants |= {name: (_step(change=change), nullcontext) for name, change in stock.items()}
@@ -139,6 +142,14 @@ def _given_back():
 def _full_logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, **settings: Any) -> torch.Tensor:
     settings.pop("options")
     return F.cross_entropy(F.linear(hidden, weight), targets, **settings)
+
+
+def _topk(scores_TE: torch.Tensor, top_k: int) -> torch.Tensor:
+    return scores_TE.topk(top_k, dim=-1).indices
+
+
+def _argsort(selected_R: torch.Tensor) -> torch.Tensor:
+    return selected_R.argsort(stable=True)
 
 
 def _product_seconds(rows: int) -> float:

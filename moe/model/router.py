@@ -91,12 +91,10 @@ class Router(nn.Module):
             if self.forced_balance or self.by_position:
                 first_T = self._turns(len(hidden_TH)) * self.experts_per_turn
                 selected_TK = round_robin(first_T, self.top_k, num_experts=len(self.weight))
-                gates_TK = scores_TE.gather(1, selected_TK)
-            elif self.bias is not None:
-                selected_TK = (scores_TE.detach() + self.bias).topk(self.top_k, dim=-1).indices
-                gates_TK = scores_TE.gather(1, selected_TK)
             else:
-                gates_TK, selected_TK = scores_TE.topk(self.top_k, dim=-1)
+                ranked_TE = scores_TE.detach() if self.bias is None else scores_TE.detach() + self.bias
+                selected_TK = top_experts(ranked_TE, self.top_k)
+            gates_TK = scores_TE.gather(1, selected_TK)
             if self.normalize_top_k:
                 gates_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True)
             if self.capacity is not None and self.training:
@@ -129,6 +127,25 @@ class Router(nn.Module):
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Where no autocast acts, nothing: compiled code that switches it is not cached."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def top_experts(scores_TE: Tensor, top_k: int) -> Tensor:
+    """Experts of the K highest scores [T, K], highest first.
+
+    Compiled code for the CPU takes the highest K times, of equals the first, which it does faster than the kernel of
+    `topk` sorts (docs/lab-notes.md).
+    """
+    if not (torch.compiler.is_compiling() and scores_TE.device.type == "cpu"):
+        return scores_TE.topk(top_k, dim=-1).indices
+    # As floats: the smallest of whole numbers is not taken by vector instructions.
+    experts_E = torch.arange(scores_TE.shape[-1], dtype=scores_TE.dtype)
+    selected = []
+    for _ in range(top_k):
+        # Not "equal to the highest": where that is not a number, it would be none of them.
+        below_TE = scores_TE < scores_TE.amax(dim=-1, keepdim=True)
+        selected.append(experts_E.masked_fill(below_TE, torch.inf).amin(dim=-1, keepdim=True))
+        scores_TE = scores_TE.masked_fill(experts_E == selected[-1], -torch.inf)
+    return torch.cat(selected, dim=-1).long()
 
 
 def round_robin(first_T: Tensor, top_k: int, *, num_experts: int) -> Tensor:

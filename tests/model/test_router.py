@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moe.balance.capacity import Capacity
+from moe.balance.statistics import Gate
 from moe.config import ModelConfig
 from moe.model.build import build_model, load_model, routers, save_model, stock_model
-from moe.model.router import follow_positions, record_routing
+from moe.model.router import Router, follow_positions, record_routing, top_experts
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_experts": 6, "top_k": 2, "expert_size": 16}
 
@@ -197,3 +198,29 @@ def test_a_neutral_checkpoint_says_nothing_of_routing(tmp_path: Path) -> None:
     stock_model(ModelConfig(**SIZES), vocab_size=300, max_tokens=64, seed=1).save_pretrained(tmp_path / "stock")
     ours, stock = (tmp_path / name / "config.json" for name in ("ours", "stock"))
     assert ours.read_text() == stock.read_text()
+
+
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(5, 1), (16, 2), (33, 4), (72, 8)])
+def test_compiled_code_chooses_the_experts_that_topk_does(gate: Gate, num_experts: int, top_k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    router = Router(torch.nn.Parameter(torch.randn(num_experts, 8, generator=generator)), top_k, True, gate)
+    hidden = torch.randn(300, 8, generator=generator)
+    for biased in (False, True):
+        if biased:
+            router.use_bias()
+            assert router.bias is not None
+            router.bias += torch.randn(num_experts, generator=generator) / 10
+        expected, found = router(hidden), torch.compile(router, dynamic=False)(hidden)
+        assert torch.equal(found[2], expected[2])
+        assert torch.allclose(found[1], expected[1], atol=1e-6)
+
+
+def test_compiled_code_takes_the_first_of_equal_experts_and_some_where_scores_are_not_numbers() -> None:
+    scores = torch.full((3, 20), 0.05)
+    scores[1, 7] = scores[1, 18] = 0.1
+    scores[2] = torch.nan
+    first, two, broken = torch.compile(top_experts)(scores, 2).tolist()
+    assert first == [0, 1]
+    assert two == [7, 18]
+    assert all(0 <= expert < 20 for expert in broken)
