@@ -130,22 +130,22 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def top_experts(scores_TE: Tensor, top_k: int) -> Tensor:
-    """Experts of the K highest scores [T, K], highest first.
+    """Experts of the K highest scores, highest first, [T, K].
 
-    Compiled code for the CPU takes the highest K times, of equals the first, which it does faster than the kernel of
-    `topk` sorts (docs/lab-notes.md).
+    Compiled code for the CPU looks K times for the highest score, of equal ones the first: faster than `topk`, which
+    sorts (docs/lab-notes.md).
     """
     if not (torch.compiler.is_compiling() and scores_TE.device.type == "cpu"):
         return scores_TE.topk(top_k, dim=-1).indices
-    # As floats: the smallest of whole numbers is not taken by vector instructions.
+    # As floats: vector instructions find the smallest of those, and not of whole numbers.
     experts_E = torch.arange(scores_TE.shape[-1], dtype=scores_TE.dtype)
-    selected = []
+    selected_T1, left_TE = [], scores_TE
     for _ in range(top_k):
-        # Not "equal to the highest": where that is not a number, it would be none of them.
-        below_TE = scores_TE < scores_TE.amax(dim=-1, keepdim=True)
-        selected.append(experts_E.masked_fill(below_TE, torch.inf).amin(dim=-1, keepdim=True))
-        scores_TE = scores_TE.masked_fill(experts_E == selected[-1], -torch.inf)
-    return torch.cat(selected, dim=-1).long()
+        # Not "equal to the highest": where that is not a number, no score equals it.
+        below_TE = left_TE < left_TE.amax(dim=-1, keepdim=True)
+        selected_T1.append(experts_E.masked_fill(below_TE, torch.inf).amin(dim=-1, keepdim=True))
+        left_TE = left_TE.masked_fill(experts_E == selected_T1[-1], -torch.inf)
+    return torch.cat(selected_T1, dim=-1).long()
 
 
 def round_robin(first_T: Tensor, top_k: int, *, num_experts: int) -> Tensor:
