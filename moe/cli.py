@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from moe import interruption
+from moe import interruption, launch
 from moe.config import DataConfig, RunConfig
+from moe.data.wheels import cache_folder
 from moe.locks import exclusive
 from moe.scale import EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig
 from moe.settings import ConfigError, parse, read_json
@@ -80,7 +81,6 @@ def data(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> int | None:
     """train one run, or continue it"""
-    from moe import launch
     from moe.branches import start
 
     hardware = _settings(HardwareConfig, args.hardware, "--hardware")
@@ -162,6 +162,11 @@ def estimators(args: argparse.Namespace) -> None:
             hardware=hardware,
             out=args.out,
         )
+
+
+def warm(args: argparse.Namespace) -> int:
+    """load the libraries once; a stage whose MOE_WARM names the socket starts from there, until stdin closes"""
+    return main(launch.listen(args.socket))
 
 
 def tables(args: argparse.Namespace) -> None:
@@ -279,6 +284,7 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
         "--out": FILE,
     },
     estimators: RUN | {"--state": FILE, "--settings": JSON, "--hardware": JSON},
+    warm: {"--socket": {"required": True, "metavar": "PATH"}},
     tables: RECORDS | {"--out": FILE},
     figures: RECORDS | {"--out": FILE},
     report: RECORDS | {"--tables": FILE, "--figures": FILE, "--out": FILE},
@@ -310,12 +316,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; returns its exit status."""
+    """Run one stage, in a warm process if there is one; returns its exit status."""
     args = parser().parse_args(argv)
     # The bars that transformers shows for every file would bury what a stage says.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Before a library is loaded that would choose a folder of /tmp, and others with it.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        if (status := launch.run_warm(args.argv)) is not None:
+            return status
         return args.stage(args) or 0
     except BaseException as error:
         return _explain(error)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,23 @@ def test_help_and_plan_load_no_heavy_package():
         "sys.exit(bool({'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+def test_compiled_layers_are_kept_in_the_cache_folder_whatever_a_library_chooses_while_it_is_loaded(tmp_path: Path):
+    code = (
+        "import os; from moe.cli import main; main(['plan', '--scale', 'smoke']); import moe.train;"
+        "from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env=environment | {"MOE_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "compiled"), done.stderr
 
 
 @pytest.mark.parametrize("stage", [stage.__name__ for stage in cli.STAGES])

@@ -7,6 +7,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from moe.settings import ConfigError, canonical_json, digest
 from moe.interruption import tell_children
+from moe.launch import WARM, keep_warm
 from moe.locks import join_workflow
 from moe.provenance import code_fingerprint
 from moe.sweep import load_plan
@@ -33,10 +34,12 @@ if HARDWARE.nodes > 1:
     MACHINES |= {"nodes": HARDWARE.nodes, "tasks": HARDWARE.nodes, "mpi": "srun"}
 # The jobs' `python` is the one that runs Snakemake, whether or not its environment is activated.
 BIN = shlex.quote(str(Path(sys.executable).parent))
+# Where the process listens that jobs are forked from, so that they need not load their libraries.
+SOCKET = ".snakemake/warm"
 # At SIGTERM the shell waits for the stage, which has removed its temporary files or saved its state by then.
 shell.prefix(
     "trap : TERM; set -euo pipefail;"
-    " export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON} MOE_TRAIN_FLAGS={TRAIN_FLAGS}; "
+    " export PATH={BIN}:$PATH MOE_HARDWARE={HARDWARE_JSON} MOE_TRAIN_FLAGS={TRAIN_FLAGS} {WARM}={SOCKET}; "
 )
 # A job that asks for every core is alone on the machine.
 ALL_CORES = workflow.cores or 1
@@ -49,6 +52,9 @@ if workflow.is_main_process:
 # By itself Snakemake waits, at SIGTERM, until all running jobs have done their work.
 onstart:
     tell_children()
+    # A fork of a process that has asked for a GPU cannot use it, and libraries may ask while they load.
+    if runs_here() and not has_accelerator():
+        keep_warm(SOCKET)
     # Its limit of 100 jobs a second wakes Snakemake once a second for every job that has ended: with 500 jobs it takes
     # half a core. No machine starts that many; a cluster's queue keeps the limit.
     if not workflow.non_local_exec:
