@@ -12,7 +12,7 @@ from moe.provenance import complete_file, device_name, stamp, write_json
 from moe.report import style
 from moe.settings import ConfigError
 
-PARTS = ("training", "balance", "packing", "memory", "grid_size")
+PARTS = ("training", "balance", "start", "packing", "memory", "grid_size")
 ASKED = ("levers",)
 """Parts that are measured when they are named."""
 

@@ -1,15 +1,13 @@
 """Is the memory of a training predicted? The plan against the peak that the operating system has seen."""
 
-import json
-import random
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peak import peak_of
+from benchmarks.workload import pack_words
 from moe.config import DataConfig, RunConfig
-from moe.data.packing import prepare
 from moe.memory import MB, peak_bytes
 from moe.scale import HardwareConfig
 
@@ -37,7 +35,7 @@ def measure() -> dict[str, Any]:
     """Peak resident bytes of one process of each training, predicted and measured; of several the largest."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = _pack(folder)
+        data = pack_words(folder)
         shapes = [_measured(folder / shape.replace(" ", "-"), data, shape) for shape in SHAPES]
     return {"target": TARGET, "shapes": shapes, "largest_error": max(abs(shape["error"]) for shape in shapes)}
 
@@ -51,20 +49,6 @@ def text(record: dict[str, Any]) -> str:
             f"  {shape['shape']:22}" + "".join(f"{size:8,.0f} MB" for size in sizes) + f"{shape['error']:+8.1%}"
         )
     return "\n".join([*lines, f"  largest error {record['largest_error']:.1%}, target {record['target']:.0%}"])
-
-
-def _pack(folder: Path) -> DataConfig:
-    """One domain of random words in `folder`/packed; a larger vocabulary of a model is never read."""
-    rng = random.Random(0)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["".join(rng.choices(letters, k=5)) for _ in range(500)]
-    lines = [json.dumps({"text": " ".join(rng.choices(words, k=200))}) for _ in range(400)]
-    (folder / "words.jsonl").write_text("\n".join(lines))
-    source = {"kind": "files", "paths": [str(folder / "words.jsonl")]}
-    sizes = {"vocab_size": 512, "sequence_length": 128, "train_tokens": 32768, "heldout_tokens": 256}
-    config = DataConfig.model_validate({"domains": [{"name": "words", "source": source}], **sizes})
-    prepare(config, folder / "packed")
-    return config
 
 
 def _measured(folder: Path, data: DataConfig, shape: str) -> dict[str, Any]:

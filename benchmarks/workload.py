@@ -1,5 +1,7 @@
 """What do the benchmarks train? The cpu scale's widest run, on made-up tokens, by the step that `moe train` does."""
 
+import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import numpy as np
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from moe.config import RunConfig
+from moe.config import DataConfig, RunConfig
 from moe.data.order import SampleOrder, read_batch
+from moe.data.packing import prepare
 from moe.model.build import build_model
 from moe.model.objective import Objective
 from moe.speed import compile_layers
@@ -35,6 +38,20 @@ class Batches:
     def tokens(self, step: int) -> np.ndarray:
         """Tokens int64 [B, N]."""
         return read_batch(self.packed, *self.order.batch(step))
+
+
+def pack_words(folder: Path) -> DataConfig:
+    """Pack one domain of random words in `folder`/packed, for trainings that are processes of their own."""
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=5)) for _ in range(500)]
+    lines = [json.dumps({"text": " ".join(rng.choices(words, k=200))}) for _ in range(400)]
+    (folder / "words.jsonl").write_text("\n".join(lines))
+    source = {"kind": "files", "paths": [str(folder / "words.jsonl")]}
+    sizes = {"vocab_size": 512, "sequence_length": 128, "train_tokens": 32768, "heldout_tokens": 256}
+    config = DataConfig.model_validate({"domains": [{"name": "words", "source": source}], **sizes})
+    prepare(config, folder / "packed")
+    return config
 
 
 def build(make: Callable[..., PreTrainedModel], config: RunConfig) -> PreTrainedModel:

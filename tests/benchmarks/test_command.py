@@ -15,7 +15,7 @@ def test_an_unknown_part_is_one_sentence_and_measures_nothing(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "packing", "trainign", "--out", str(tmp_path)])
     assert main() == 1
-    names = "training, balance, packing, memory, grid_size, levers"
+    names = "training, balance, start, packing, memory, grid_size, levers"
     assert capsys.readouterr() == ("", f"error: unknown part 'trainign'; the parts are {names}\n")
     assert list(tmp_path.iterdir()) == []
 

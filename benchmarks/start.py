@@ -1,0 +1,72 @@
+"""What does a training cost before its first step? One that is started beside one forked from a warm process.
+
+Both train the cpu scale's widest run for a single step, and write the same weights.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ratios import spread, summary
+from benchmarks.workload import CPU, PLAN, pack_words
+from moe.launch import WARM
+
+ROUNDS = 5
+
+
+def measure() -> dict[str, Any]:
+    """Seconds of a training of one step in either way, in turns, layers that were compiled before."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = CPU.model_dump() | {"data": pack_words(folder).model_dump()}
+        config["train"] |= {"steps": 1, "warmup_steps": 1}
+        (folder / "config.json").write_text(json.dumps(config))
+        _train(folder, folder / "first")
+        socket = folder / "socket"
+        command = [sys.executable, "-m", "moe", "warm", "--socket", str(socket)]
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as warm:
+            while not socket.exists() and warm.poll() is None:
+                time.sleep(0.05)
+            loading = time.perf_counter() - began
+            ways: dict[str, dict[str, str]] = {"started": {}, "forked": {WARM: str(socket)}}
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
+            weights = set()
+            for turn in range(ROUNDS):
+                for way, environment in ways.items():
+                    run = folder / f"{way}-{turn}"
+                    seconds[way].append(_train(folder, run, **environment))
+                    weights.add(json.loads((run / "run" / "train.json").read_text())["weights_sha256"])
+            warm.communicate()
+    if len(weights) > 1:
+        raise RuntimeError(f"{len(weights)} different weights: a forked training is not the same as a started one")
+    return {
+        "seconds": {way: statistics.median(found) for way, found in seconds.items()},
+        "ratio": summary(seconds["forked"], seconds["started"]),
+        "loading_seconds": loading,
+    }
+
+
+def text(record: dict[str, Any]) -> str:
+    """A line for each way, then their ratio."""
+    lines = ["a training of one step, layers compiled before"]
+    lines += [f"  {way:8} {seconds:5.2f} s" for way, seconds in record["seconds"].items()]
+    loading = f"libraries loaded once in {record['loading_seconds']:.1f} s"
+    return "\n".join([*lines, f"  forked / started {spread(record['ratio'])}, equal weights; {loading}"])
+
+
+def _train(folder: Path, run: Path, **environment: str) -> float:
+    (run / "run").mkdir(parents=True)
+    (run / "run" / "config.json").write_text((folder / "config.json").read_text())
+    where = {"--config": run / "run" / "config.json", "--data": folder / "packed", "--state": run / "state"}
+    arguments = [str(word) for pair in where.items() for word in pair]
+    command = [sys.executable, "-m", "moe", "train", *arguments, "--hardware", PLAN.scale.hardware.model_dump_json()]
+    began = time.perf_counter()
+    subprocess.run(command, env=os.environ | environment, stderr=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
