@@ -9,6 +9,7 @@ forked for every stage that asks for it: each is a process of its own as before,
 scheduled one by one.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -142,11 +143,17 @@ LIBRARIES = ("moe.train", "moe.evaluate", "moe.estimators", "moe.latency")
 
 
 def keep_warm(path: str) -> None:
-    """Start a process that listens at the socket `path` once it has loaded the libraries; it ends with this one."""
+    """Start a process that listens at the socket `path` once it has loaded the libraries; it ends with this one.
+
+    Not on other systems than Linux, whose libraries do not outlive a fork.
+    """
+    if sys.platform != "linux":
+        return
     lifeline, _ = os.pipe()  # the write end stays open here alone, until this process ends
     command = [sys.executable, "-m", "moe", "warm", "--socket", path]
-    subprocess.Popen(command, stdin=lifeline, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    warm = subprocess.Popen(command, stdin=lifeline, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(lifeline)
+    atexit.register(lambda: (warm.kill(), warm.wait()))  # an orderly end leaves nothing behind for a moment
 
 
 def listen(path: str) -> list[str]:
@@ -195,13 +202,14 @@ def _become_stage(caller: socket.socket) -> list[str]:
     _, (asked, *streams), _, _ = socket.recv_fds(caller, 1, 4)
     with open(asked) as file:
         request = json.load(file)
-    lifeline, held = os.pipe()
+    above, below = socket.socketpair()  # either end tells of the other process's end
     if stage := os.fork():
+        below.close()
         for stream in streams:
             os.close(stream)
-        _stand_between(caller, stage)
-    os.close(held)
-    threading.Thread(target=_follow, args=(lifeline,), daemon=True).start()
+        _stand_between(caller, above, stage)
+    above.close()
+    threading.Thread(target=_follow, args=(below.detach(),), daemon=True).start()
     caller.close()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -216,10 +224,9 @@ def _become_stage(caller: socket.socket) -> list[str]:
     return request["arguments"]
 
 
-def _stand_between(caller: socket.socket, stage: int) -> NoReturn:
+def _stand_between(caller: socket.socket, ended: socket.socket, stage: int) -> NoReturn:
     """Tell the stage the signals of its caller, and the caller the exit status of its stage."""
-    ended = os.pidfd_open(stage)
-    while ended not in select.select([ended, caller], [], [])[0]:
+    while ended not in select.select([caller, ended], [], [])[0]:
         told = caller.recv(1)
         if not told:
             os._exit(0)
