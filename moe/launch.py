@@ -153,7 +153,13 @@ def keep_warm(path: str) -> None:
     command = [sys.executable, "-m", "moe", "warm", "--socket", path]
     warm = subprocess.Popen(command, stdin=lifeline, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(lifeline)
-    atexit.register(lambda: (warm.kill(), warm.wait()))  # an orderly end leaves nothing behind for a moment
+
+    def end() -> None:  # an orderly end leaves nothing behind, not for a moment
+        warm.kill()
+        warm.wait()
+        Path(path).unlink(missing_ok=True)
+
+    atexit.register(end)
 
 
 def listen(path: str) -> list[str]:

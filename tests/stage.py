@@ -28,12 +28,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def start(*args: object) -> "subprocess.Popen[str]":
+def start(*args: object, stdin: int | None = None) -> "subprocess.Popen[str]":
     """One stage in a process group of its own, which obeys Ctrl-C even where this process ignores it."""
     return subprocess.Popen(
         command(*args),
         cwd=ROOT,
         env=environment(),
+        stdin=stdin,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -18,7 +18,7 @@ import pytest
 from moe.interruption import STATUS
 from moe.launch import WARM
 from tests.conftest import tiny_config
-from tests.stage import ROOT, command, environment, group, saved_steps, start, training, wait_until, weights
+from tests.stage import environment, group, saved_steps, start, training, wait_until, weights
 
 
 def end_of_ranks(fault: str, process: "subprocess.Popen[str]") -> int:
@@ -72,14 +72,12 @@ def test_several_ranks_end_together_with_one_sentence_and_go_on(tiny_data, tmp_p
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, psutil.Process]]:
     """Socket and process of a warm process, and a test of its end."""
     path = tmp_path_factory.mktemp("warm") / "socket"
-    process = subprocess.Popen(
-        command("warm", "--socket", path), cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    wait_until(path.exists, process)  # pyright: ignore[reportArgumentType]
+    process = start("warm", "--socket", path, stdin=subprocess.PIPE)
+    wait_until(path.exists, process)
     yield path, psutil.Process(process.pid)
     assert process.poll() is None
     _, error = process.communicate(timeout=10)  # closes its stdin
-    assert (process.returncode, error) == (0, b"")
+    assert (process.returncode, error) == (0, "")
     assert not path.exists()
 
 
