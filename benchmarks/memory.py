@@ -1,12 +1,11 @@
 """Is the memory of a training predicted? The plan against the peak that the operating system has seen."""
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peak import peak_of
-from benchmarks.workload import pack_words
+from benchmarks.workload import pack_words, training
 from moe.config import DataConfig, RunConfig
 from moe.memory import MB, peak_bytes
 from moe.scale import HardwareConfig
@@ -56,23 +55,13 @@ def _measured(folder: Path, data: DataConfig, shape: str) -> dict[str, Any]:
     config = RunConfig.model_validate(
         {
             "model": MODEL | settings.get("model", {}),
+            # A larger vocabulary of a model is never read.
             "data": data.model_dump() | {"vocab_size": settings.get("vocab_size", 512)},
             "train": {"steps": STEPS, "warmup_steps": 1} | settings["train"],
         }
     )
     hardware = HardwareConfig(processes=settings.get("processes", 1), compile=settings.get("compile", False))
-    (folder / "run").mkdir(parents=True)
-    (folder / "run" / "config.json").write_text(config.model_dump_json())
-    where = [
-        "--config",
-        folder / "run" / "config.json",
-        "--data",
-        folder.parent / "packed",
-        "--state",
-        folder / "state",
-    ]
-    command = [sys.executable, "-m", "moe", "train", *map(str, where), "--hardware", hardware.model_dump_json()]
-    predicted, measured = peak_bytes(config, hardware), peak_of(command)
+    predicted, measured = peak_bytes(config, hardware), peak_of(training(folder, config, hardware))
     return {
         "shape": shape,
         "processes": hardware.processes,

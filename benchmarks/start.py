@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ratios import spread, summary
-from benchmarks.workload import CPU, PLAN, pack_words
+from benchmarks.workload import CPU, PLAN, pack_words, training
+from moe.config import RunConfig
 from moe.launch import WARM
 
 ROUNDS = 5
@@ -24,16 +25,17 @@ def measure() -> dict[str, Any]:
     """Seconds of a training of one step in either way, in turns, layers that were compiled before."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = CPU.model_dump() | {"data": pack_words(folder).model_dump()}
-        config["train"] |= {"steps": 1, "warmup_steps": 1}
-        (folder / "config.json").write_text(json.dumps(config))
-        _train(folder, folder / "first")
+        raw = CPU.model_dump() | {"data": pack_words(folder).model_dump()}
+        config = RunConfig.model_validate(raw | {"train": raw["train"] | {"steps": 1, "warmup_steps": 1}})
+        _train(folder / "first", config)
         socket = folder / "socket"
         command = [sys.executable, "-m", "moe", "warm", "--socket", str(socket)]
         began = time.perf_counter()
         with subprocess.Popen(command, stdin=subprocess.PIPE) as warm:
             while not socket.exists() and warm.poll() is None:
                 time.sleep(0.05)
+            if warm.poll() is not None:
+                raise RuntimeError("the warm process has ended, so nothing would be forked")
             loading = time.perf_counter() - began
             ways: dict[str, dict[str, str]] = {"started": {}, "forked": {WARM: str(socket)}}
             seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -41,7 +43,7 @@ def measure() -> dict[str, Any]:
             for turn in range(ROUNDS):
                 for way, environment in ways.items():
                     run = folder / f"{way}-{turn}"
-                    seconds[way].append(_train(folder, run, **environment))
+                    seconds[way].append(_train(run, config, **environment))
                     weights.add(json.loads((run / "run" / "train.json").read_text())["weights_sha256"])
             warm.communicate()
     if len(weights) > 1:
@@ -61,12 +63,8 @@ def text(record: dict[str, Any]) -> str:
     return "\n".join([*lines, f"  forked / started {spread(record['ratio'])}, equal weights; {loading}"])
 
 
-def _train(folder: Path, run: Path, **environment: str) -> float:
-    (run / "run").mkdir(parents=True)
-    (run / "run" / "config.json").write_text((folder / "config.json").read_text())
-    where = {"--config": run / "run" / "config.json", "--data": folder / "packed", "--state": run / "state"}
-    arguments = [str(word) for pair in where.items() for word in pair]
-    command = [sys.executable, "-m", "moe", "train", *arguments, "--hardware", PLAN.scale.hardware.model_dump_json()]
+def _train(folder: Path, config: RunConfig, **environment: str) -> float:
+    command = training(folder, config, PLAN.scale.hardware)
     began = time.perf_counter()
     subprocess.run(command, env=os.environ | environment, stderr=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began

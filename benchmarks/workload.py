@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from moe.data.order import SampleOrder, read_batch
 from moe.data.packing import prepare
 from moe.model.build import build_model
 from moe.model.objective import Objective
+from moe.scale import HardwareConfig
 from moe.speed import compile_layers
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
 from moe.sweep import load_plan
@@ -52,6 +54,16 @@ def pack_words(folder: Path) -> DataConfig:
     config = DataConfig.model_validate({"domains": [{"name": "words", "source": source}], **sizes})
     prepare(config, folder / "packed")
     return config
+
+
+def training(folder: Path, config: RunConfig, hardware: HardwareConfig) -> list[str]:
+    """Command of a training in `folder`, which is made, on the data that `pack_words` has packed beside it."""
+    run = folder / "run"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(config.model_dump_json())
+    where = {"--config": run / "config.json", "--data": folder.parent / "packed", "--state": folder / "state"}
+    arguments = [str(word) for pair in where.items() for word in pair]
+    return [sys.executable, "-m", "moe", "train", *arguments, "--hardware", hardware.model_dump_json()]
 
 
 def build(make: Callable[..., PreTrainedModel], config: RunConfig) -> PreTrainedModel:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from moe.interruption import STATUS
 from moe.launch import WARM
 from tests.conftest import tiny_config
-from tests.stage import environment, group, saved_steps, start, training, wait_until, weights
+from tests.stage import command, environment, group, saved_steps, start, training, wait_until, weights
 
 
 def end_of_ranks(fault: str, process: "subprocess.Popen[str]") -> int:
@@ -107,11 +106,7 @@ def test_a_forked_stage_has_the_folder_environment_streams_and_exit_status_of_it
 ):
     def call(*args: str, **variables: str) -> tuple[int, str, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "moe", *args],
-            cwd=tmp_path,
-            env=environment() | variables,
-            capture_output=True,
-            text=True,
+            command(*args), cwd=tmp_path, env=environment() | variables, capture_output=True, text=True
         )
         return done.returncode, done.stdout, done.stderr
 
