@@ -124,8 +124,8 @@ class ModelConfig(Settings):
     """Decoder layers; every one is an MoE layer."""
     num_heads: int = Field(default=4, ge=1)
     """Attention heads."""
-    num_experts: int = Field(default=16, ge=1)
-    """Routed experts per layer, N_E."""
+    num_experts: int = Field(default=16, ge=1, le=32_768)
+    """Routed experts per layer, N_E; on the CPU selections are sorted as integers of 16 bits."""
     top_k: int = Field(default=2, ge=1)
     """Experts that each token is sent to, K."""
     expert_size: int = Field(default=128, ge=1)

@@ -103,6 +103,7 @@ def test_numbers_that_yaml_reads_as_text_are_parsed():
         ({"balance": {"terms": [{"windw": 1}]}}, "unknown key 'balance.terms.0.windw'; did you mean 'window'?"),
         ({"data": {"domains": [{"name": "a", "source": {"corpsu": "kjv"}}]}}, "'data.domains.0.source.corp"),
         ({"data": {"domains": [{"name": "a", "source": {"kind": "web"}}]}}, "data.domains.0.source"),
+        ({"model": {"num_experts": 32_769}}, "num_experts': Input should be less than or equal to 32768, got 32769"),
         ({"model": {"top_k": 32}}, "model.top_k (32) cannot exceed model.num_experts (16)"),
         (
             {"train": {"batch_sequences": 30}},
