@@ -1,7 +1,8 @@
 """What can be set: the schema of a scale and of an experiment.
 
 Every key of `config/scales/*.yaml` and `config/experiments/*.yaml` is a field here or in `moe/config.py`; unknown keys
-are refused. What is here changes what is measured, or how the machine is used, but not what is trained.
+are refused. What is here changes what is measured, or how the machine is used (`hardware`, which changes what is
+trained by rounding alone).
 """
 
 from typing import Annotated, Any, Literal

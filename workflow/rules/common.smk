@@ -23,7 +23,8 @@ except ConfigError as error:
     sys.exit(f"error: {error}")
 
 HARDWARE = PLAN.scale.hardware
-# How the machine is used is neither input nor param of a rule: it changes no result, so it must retrain nothing.
+# How the machine is used is neither input nor param of a rule: it changes results by rounding alone, so it must retrain
+# nothing.
 HARDWARE_JSON = shlex.quote(canonical_json(HARDWARE))
 # Neither is what a step without a finite gradient leads to: `--config skip_nonfinite=true`.
 TRAIN_FLAGS = "--skip-nonfinite" if config.get("skip_nonfinite") else "''"
