@@ -118,7 +118,7 @@ def describe(plan: Plan, cost: Cost) -> str:
     lines = [
         f"scale {plan.name}: {plan.scale.description}",
         f"  experiments  {', '.join(plan.experiments)}",
-        f"  runs         {cost.runs}, seeds {', '.join(map(str, max(plan.seeds_of.values(), key=len)))}",
+        f"  runs         {cost.runs}, seeds {', '.join(map(str, plan.scale.seeds))}",
         f"  model        {models}{', ...' if len(sizes) > 3 else ''}",
         f"  tokens       {_short(cost.tokens)} in all",
         f"  hours        {cost.hours:,.2f} of training at {speed} (estimated)",

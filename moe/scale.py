@@ -190,8 +190,6 @@ class Experiment(Settings):
     """What was expected before it ran, and what would refute it."""
     paper: str = ""
     """Item of the paper that it answers, for example `Table 1, Figure 2`."""
-    seeds: int | None = Field(default=None, ge=1)
-    """How many of the scale's seeds its arms use, the first so many; null uses all."""
     axes: dict[Name, Axis] = Field(min_length=1)
     """Axes; the arms are all their combinations."""
     contrasts: tuple[tuple[str, str], ...] = ()

@@ -78,15 +78,6 @@ class Plan:
         return {data: self.configs[run].data.packed() for data, run in runs.items()}
 
     @cached_property
-    def seeds_of(self) -> dict[str, tuple[int, ...]]:
-        """Seeds of every series in the scale's order: all that some experiment asks of it."""
-        found: dict[str, dict[int, None]] = {}
-        for row in self.rows:
-            found.setdefault(series_of(row.run), {})[row.seed] = None
-        # Each experiment uses the first seeds of the scale, so the longest list holds the others.
-        return {series: tuple(seed for seed in self.scale.seeds if seed in seeds) for series, seeds in found.items()}
-
-    @cached_property
     def branches(self) -> dict[str, tuple[str, int]]:
         """Of every run that starts from another run of the plan: that run, and after how many steps."""
         found = {run: (run_name(parent[0]), parent[1]) for run, c in self.configs.items() if (parent := branch(c))}
@@ -183,13 +174,7 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
         check_names(scale.evaluation.tasks, "pip")
     rows, configs = [], {}
     for title, experiment in experiments.items():
-        if experiment.seeds and experiment.seeds > len(scale.seeds):
-            raise ConfigError(
-                f"experiment {title}: seeds ({experiment.seeds}) cannot exceed the number of seeds of scale {name} "
-                f"({len(scale.seeds)})"
-            )
-        seeds = scale.seeds[: experiment.seeds]
-        size = math.prod(len(axis.arms or axis.values) for axis in experiment.axes.values()) * len(seeds)
+        size = math.prod(len(axis.arms or axis.values) for axis in experiment.axes.values()) * len(scale.seeds)
         if size > MOST_RUNS:
             raise ConfigError(
                 f"experiment {title}: its arms and the seeds of scale {name} make {size:,} runs, and {MOST_RUNS:,} are "
@@ -199,13 +184,13 @@ def resolve(name: str, scale: Scale, experiments: dict[str, Experiment]) -> Plan
         owner: dict[str, str] = {}
         for arm, labels, overrides in arms:
             # A scale's seeds are valid for every arm, so each arm is validated once.
-            first = configure(scale, overrides, seed=seeds[0], where=f"experiment {title}, arm '{arm}'")
+            first = configure(scale, overrides, seed=scale.seeds[0], where=f"experiment {title}, arm '{arm}'")
             if scale.latency:
                 check_latency(first, scale.latency)
             if scale.estimators:
                 check_estimators(first.train, scale.estimators)
             data = digest(first.data.packed())
-            for seed in seeds:
+            for seed in scale.seeds:
                 config = first.model_copy(update={"seed": seed})
                 run = run_name(config)
                 if owner.setdefault(run, arm) != arm:
@@ -282,11 +267,6 @@ def configure(scale: Scale, overrides: list[tuple[str, Any]], *, seed: int, wher
 def run_name(config: RunConfig) -> str:
     """File name of a run: that of its series and the seed."""
     return f"{series_name(config)}-s{config.seed}"
-
-
-def series_of(run: str) -> str:
-    """Name of the series of a run."""
-    return run.rpartition("-s")[0]
 
 
 def series_name(config: RunConfig) -> str:

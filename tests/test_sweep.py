@@ -97,26 +97,6 @@ def test_experiments_share_the_runs_that_they_both_need():
     assert len(made.configs) == 6
 
 
-def test_an_experiment_uses_the_first_of_the_seeds_and_a_series_has_all_that_are_asked_of_it():
-    few = {"a": experiment(windows(1, 2), seeds=2), "b": experiment(windows(2, 4), seeds=1)}
-    made = resolve("s", scale(experiments=["a", "b"], seeds=[7, 5, 9]), few)
-    assert [(row.experiment, row.arm, row.seed) for row in made.rows] == [
-        *(("a", arm, seed) for arm in "12" for seed in (7, 5)),
-        *(("b", arm, 7) for arm in "24"),
-    ]
-    assert {series.split("-")[1]: seeds for series, seeds in made.seeds_of.items()} == {
-        "w1": (7, 5),
-        "w2": (7, 5),
-        "w4": (7,),
-    }
-    assert {f"{series}-s{seed}" for series, seeds in made.seeds_of.items() for seed in seeds} == set(made.configs)
-
-
-def test_more_seeds_than_the_scale_has_are_refused_with_both_numbers():
-    with pytest.raises(ConfigError, match=r"experiment e: seeds \(3\) cannot exceed .* seeds of scale s \(2\)"):
-        resolve("s", scale(), {"e": experiment(windows(1), seeds=3)})
-
-
 def test_chosen_experiments_are_planned_as_if_the_scale_listed_no_others(tmp_path: Path):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     path = tmp_path / "config" / "scales" / "smoke.yaml"

@@ -35,12 +35,12 @@ def add_experiment(project: Path, text: str) -> None:
     path.write_text(path.read_text().replace("[balance_window]", "[balance_window, second]"))
 
 
-def test_an_experiment_with_fewer_seeds_evaluates_them_and_the_chosen_experiments_run_alone(tmp_path: Path):
+def test_all_seeds_of_an_arm_are_one_evaluation_and_the_chosen_experiments_run_alone(tmp_path: Path):
     project = copy_project(tmp_path / "project")
     alone = jobs(run(project, "snakemake", "-n", "--config", "scale=smoke"))
-    add_experiment(project, "seeds: 1, axes: {w: {field: train.learning_rate, values: [0.001, 0.003, 0.004]}}")
+    add_experiment(project, "axes: {w: {field: train.learning_rate, values: [0.001, 0.003, 0.004]}}")
     both = jobs(run(project, "snakemake", "-n", "--config", "scale=smoke"))
-    assert (both["train"], both["evaluate"], both["evaluate_1_seeds"]) == (8 + 3, 4, 3)
+    assert (both["train"], both["evaluate"]) == (8 + 2 * 3, 4 + 3)
     chosen = ("snakemake", "-n", "--config", "scale=smoke", "experiments=balance_window")
     assert jobs(run(project, *chosen)) == alone
     done = run(project, *chosen[:-1], "experiments=secnd")
@@ -54,20 +54,20 @@ def test_a_run_that_switches_is_trained_after_its_parent_and_from_its_state(tmp_
         "{w: {arms: {micro: {balance.terms: [{window: 1}]}, "
         "switch: {balance.terms: [{window: 1, end_step: 5}, {start_step: 5}]}}}}"
     )
-    add_experiment(project, f"seeds: 1, axes: {arms}")
+    add_experiment(project, f"axes: {arms}")
     call = ("snakemake", "-n", "--config", "scale=smoke", "experiments=second")
     done = run(project, *call)
     assert done.returncode == 0, done.stderr
     printed = re.findall(r"^rule train:\n(.*?)^\[", done.stdout + done.stderr, flags=re.MULTILINE | re.DOTALL)
-    (parent,) = [job for job in printed if "branches=--keep 5" in job]
-    (child,) = [job for job in printed if "branches=--from " in job]
-    assert len(printed) == 2
-    run_of = {job: re.search(r"wildcards: run=(\S+)", job) for job in (parent, child)}
-    assert run_of[parent] and run_of[child]
-    name = run_of[parent][1]
-    assert f"results/runs/{name}/train.json" in child.split("output:")[0]
-    assert f"--from results/state/{name}.branches/5" in child
-    assert run_of[child][1] not in parent
+    runs = dict(zip(re.findall(r"wildcards: run=(\S+)", "".join(printed)), printed, strict=True))
+    parents = sorted(name for name, job in runs.items() if "branches=--keep 5" in job)
+    children = sorted(name for name, job in runs.items() if "branches=--from " in job)
+    assert sorted([*parents, *children]) == sorted(runs)
+    assert [name[-3:] for name in parents] == [name[-3:] for name in children] == ["-s1", "-s2"]
+    for parent, child in zip(parents, children, strict=True):
+        assert f"results/runs/{parent}/train.json" in runs[child].split("output:")[0]
+        assert f"--from results/state/{parent}.branches/5" in runs[child]
+        assert child not in runs[parent]
 
 
 def test_the_workflow_is_free_of_lints(project: Path):

@@ -1,5 +1,4 @@
 # What the rules take, looked up in the plan: files, and arguments of their commands.
-import re
 
 
 def run_json(wildcards):
@@ -42,12 +41,7 @@ def branch_flags(wildcards):
 
 def run_folders(series):
     """The runs of a series."""
-    return [f"results/runs/{series}-s{seed}" for seed in PLAN.seeds_of[series]]
-
-
-def series_with(seeds):
-    """Pattern of the series that have these seeds."""
-    return "|".join(re.escape(series) for series, found in PLAN.seeds_of.items() if found == seeds)
+    return [f"results/runs/{series}-s{seed}" for seed in PLAN.scale.seeds]
 
 
 def series_records(wildcards):
@@ -57,7 +51,7 @@ def series_records(wildcards):
 
 def series_data(wildcards):
     """The data of a series."""
-    return data_folder(f"{wildcards.series}-s{PLAN.seeds_of[wildcards.series][0]}")
+    return data_folder(f"{wildcards.series}-s{PLAN.scale.seeds[0]}")
 
 
 def series_runs(wildcards):

@@ -1,31 +1,24 @@
 # All seeds of an arm in one process: to load the libraries and the tasks takes longer than to evaluate a run.
-# Outputs cannot depend on a wildcard, so each set of seeds that series have is a rule of its own.
-for seeds in dict.fromkeys(PLAN.seeds_of.values()):
-
-    rule:
-        name:
-            "evaluate" if seeds == PLAN.scale.seeds else f"evaluate_{len(seeds)}_seeds"
-        input:
-            records=series_records,
-            data=series_data,
-            sets=f"results/sets/{digest(PLAN.scale.evaluation)}",
-        output:
-            records=expand("results/runs/{{series}}-s{seed}/evaluation.json", seed=seeds),
-            routing=expand("results/runs/{{series}}-s{seed}/routing.parquet", seed=seeds),
-        log:
-            "results/logs/evaluate/{series}.log",
-        wildcard_constraints:
-            series=series_with(seeds),
-        conda:
-            "../../environment.yml"
-        threads: HARDWARE.threads
-        resources:
-            mem_mb=evaluate_mb,
-        params:
-            settings=canonical_json(PLAN.scale.evaluation),
-            runs=series_runs,
-        shell:
-            "python -m moe evaluate {params.runs} --settings {params.settings:q} > {log} 2>&1"
+rule evaluate:
+    input:
+        records=series_records,
+        data=series_data,
+        sets=f"results/sets/{digest(PLAN.scale.evaluation)}",
+    output:
+        records=expand("results/runs/{{series}}-s{seed}/evaluation.json", seed=PLAN.scale.seeds),
+        routing=expand("results/runs/{{series}}-s{seed}/routing.parquet", seed=PLAN.scale.seeds),
+    log:
+        "results/logs/evaluate/{series}.log",
+    conda:
+        "../../environment.yml"
+    threads: HARDWARE.threads
+    resources:
+        mem_mb=evaluate_mb,
+    params:
+        settings=canonical_json(PLAN.scale.evaluation),
+        runs=series_runs,
+    shell:
+        "python -m moe evaluate {params.runs} --settings {params.settings:q} > {log} 2>&1"
 
 
 if PLAN.scale.estimators:
