@@ -21,6 +21,7 @@ from moe.data.wheels import cache_folder
 from moe.locks import exclusive
 from moe.scale import EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig
 from moe.settings import ConfigError, parse, read_json
+from moe.warm import listen, run_warm
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -166,7 +167,7 @@ def estimators(args: argparse.Namespace) -> None:
 
 def warm(args: argparse.Namespace) -> int:
     """load the libraries once; a stage whose MOE_WARM names the socket starts from there, until stdin closes"""
-    return main(launch.listen(args.socket))
+    return main(listen(args.socket))
 
 
 def tables(args: argparse.Namespace) -> None:
@@ -324,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        if (status := launch.run_warm(args.argv)) is not None:
+        if (status := run_warm(args.argv)) is not None:
             return status
         return args.stage(args) or 0
     except BaseException as error:

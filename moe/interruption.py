@@ -1,7 +1,7 @@
 """How a process ends when it is told to: by Ctrl-C (SIGINT), or by SIGTERM, which schedulers send before they kill.
 
 Both raise an exception wherever a stage is, so that temporary files go on the way out. Training defers SIGTERM to the
-end of its step, and Snakemake tells its jobs.
+end of its step, and Snakemake tells its jobs. What works for another process ends with it.
 """
 
 import contextlib
@@ -85,6 +85,16 @@ def report(stop: Stopped) -> int:
     ignore()
     print(f"error: {stop}; run the same command again to continue", file=sys.stderr)
     return STATUS[stop.number]
+
+
+def end_with(pipe: int) -> None:
+    """End this process when the other end of `pipe` closes, as it does where the process that holds it has gone."""
+    threading.Thread(target=_follow, args=(pipe,), daemon=True).start()
+
+
+def _follow(pipe: int) -> NoReturn:
+    os.read(pipe, 1)
+    os._exit(1)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -21,7 +21,7 @@ from moe.settings import digest
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "lm_eval", "numpy", "snakemake")
 WITHOUT_RECORDS = (
     "analysis", "report", "conformance", "cli.py", "cost.py", "interruption.py", "launch.py", "locks.py", "memory.py",
-    "progress.py", "reference.py", "schema.py", "size.py", "sweep.py",
+    "progress.py", "reference.py", "schema.py", "size.py", "sweep.py", "warm.py",
 )  # fmt: skip
 """Folders and files whose code decides on no value of a record: it plans, starts and watches stages, or draws."""
 

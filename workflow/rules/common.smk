@@ -7,10 +7,10 @@ sys.path.insert(0, str(workflow.basedir))
 
 from moe.settings import ConfigError, canonical_json, digest
 from moe.interruption import tell_children
-from moe.launch import WARM, keep_warm
 from moe.locks import join_workflow
 from moe.provenance import code_fingerprint
 from moe.sweep import load_plan
+from moe.warm import WARM, keep_warm
 
 # The jobs of a large grid live to the end: searching them for garbage takes a fifth of the time that planning does.
 gc.set_threshold(100_000)
