@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.ratios import spread, summary
 from benchmarks.workload import CPU, PLAN, pack_words, training
 from moe.config import RunConfig
-from moe.launch import WARM
+from moe.warm import WARM
 
 ROUNDS = 5
 

@@ -19,9 +19,6 @@ from moe import interruption
 LIFELINE = "MOE_LIFELINE"
 """Environment variable: a pipe that closes when the launching process has gone, however it went."""
 
-WARM = "MOE_WARM"
-"""Environment variable: the socket of a warm process, which stages are forked from if it listens there."""
-
 POLL_SECONDS = 0.1
 BLAME_SECONDS = 2.0
 """A rank that fails waits so long before it says why: if it failed because another one did, it is ended by then."""

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from moe import interruption
-from moe.launch import WARM
+
+WARM = "MOE_WARM"
+"""Environment variable: the socket of a warm process, which stages are forked from if it listens there."""
 
 LIBRARIES = ("moe.train", "moe.evaluate", "moe.estimators", "moe.latency")
 """Modules that a warm process loads; they load all others. None of them starts a thread that a fork would lack."""
