@@ -5,14 +5,13 @@ Compiled code rounds in another order: runs are equal to the last bit only where
 
 import ctypes
 import gc
-import os
 import platform
 import sys
 from typing import TYPE_CHECKING
 
 import torch
 
-from moe.data.wheels import cache_folder
+from moe.model.products import by_numpy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # its import takes seconds, and memory
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 1 << 30
 """Free memory that a process keeps, and largest block that it would keep."""
+
+SHORT = 256
+"""Longest sequence, in tokens, whose attention is two products: torch's kernel does its own, and never by numpy."""
 
 
 def keep_memory() -> None:
@@ -42,9 +44,8 @@ def give_back_memory() -> None:
 def compile_layers(model: "PreTrainedModel") -> bool:
     """Let torch compile every decoder layer at its first call; false, and nothing done, where no compiler works.
 
-    Layers of one shape share their code, and it is kept in the cache folder for other runs.
+    Layers of one shape share their code, and it is kept for other runs.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     # Helper processes would outlive a process that is killed, and one core compiles while the others train.
     torch._inductor.config.compile_threads = 1  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -53,6 +54,8 @@ def compile_layers(model: "PreTrainedModel") -> bool:
         reason = str(error).strip().split("\n")[0]
         print(f"the layers are not compiled, which costs time alone: {reason}", file=sys.stderr)
         return False
+    if by_numpy() and model.config.max_position_embeddings <= SHORT:
+        model.set_attn_implementation("eager")
     for module in (*model.model.layers, model.model.norm):
         module.compile(dynamic=False)
     return True

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
+from moe.model.products import multiply
+
 # T tokens, E experts, K choices, R = T·K rows sorted by expert, H hidden units, I expert units, J = 2·I
 
 NAME = "moe_sorted"
@@ -75,7 +77,7 @@ def expand_product(
     outputs_RJ = hidden_TH.new_empty(len(tokens_R), weights_EJH.shape[1])
     rows_RH, counts = hidden_TH.index_select(0, tokens_R), counts_E.tolist()
     for rows, weight, outputs in zip(rows_RH.split(counts), weights_EJH.mT, outputs_RJ.split(counts), strict=True):
-        torch.mm(rows, weight, out=outputs)
+        multiply(rows, weight, outputs)
     return outputs_RJ
 
 
@@ -88,8 +90,8 @@ def expand_product_backward(
     grad_RH, grad_EJH = torch.empty_like(rows_RH), torch.empty_like(weights_EJH)
     parts = (values.split(counts) for values in (rows_RH, grad_RJ, grad_RH))
     for rows, grad, grad_rows, weight, grad_weight in zip(*parts, weights_EJH, grad_EJH, strict=True):
-        torch.mm(grad, weight, out=grad_rows)
-        torch.mm(grad.T, rows, out=grad_weight)
+        multiply(grad, weight, grad_rows)
+        multiply(grad.T, rows, grad_weight)
     return F.embedding_bag(position_TK, grad_RH, mode="sum"), grad_EJH
 
 
@@ -102,7 +104,7 @@ def collect_product(
     outputs_RH = inner_RI.new_empty(len(inner_RI), weights_EHI.shape[1])
     counts = counts_E.tolist()
     for rows, weight, outputs in zip(inner_RI.split(counts), weights_EHI.mT, outputs_RH.split(counts), strict=True):
-        torch.mm(rows, weight, out=outputs)
+        multiply(rows, weight, outputs)
     return F.embedding_bag(position_TK, outputs_RH, mode="sum")
 
 
@@ -115,8 +117,8 @@ def collect_product_backward(
     grad_RH, counts = grad_TH.index_select(0, tokens_R), counts_E.tolist()
     parts = (values.split(counts) for values in (grad_RH, inner_RI, grad_RI))
     for grad, rows, grad_rows, weight, grad_weight in zip(*parts, weights_EHI, grad_EHI, strict=True):
-        torch.mm(grad, weight, out=grad_rows)
-        torch.mm(grad.T, rows, out=grad_weight)
+        multiply(grad, weight, grad_rows)
+        multiply(grad.T, rows, grad_weight)
     return grad_RI, grad_EHI
 
 
