@@ -31,6 +31,10 @@ KEPT_BYTES = 64 << 20
 LOSS_TOKENS = 256
 """Tokens whose logits `moe/model/objective.py` holds at once; its import takes seconds."""
 
+SHORT = 256
+"""Tokens of the longest sequence whose attention `moe/speed.py` may compute as two products, which keep its
+probabilities; its import takes seconds too."""
+
 LOADED = 2
 """How often the weights of a loaded checkpoint count: its file stays mapped beside them."""
 
@@ -85,6 +89,8 @@ def _layer_bytes(config: RunConfig) -> tuple[int, int, int]:
     norms = 4 * 6 * hidden
     # Attention: rotated q and k, v, output, the log-sum-exp of each head.
     attention = (2 if mixed else 4) * 4 * hidden + 4 * model.num_heads
+    if config.data.sequence_length <= SHORT and not mixed:
+        attention += 4 * model.num_heads * config.data.sequence_length
     if not model.num_shared_experts:
         # Qwen3's norms of q and k: input in fp32, normalised, and one number per head.
         attention += 2 * (4 + (2 if mixed else 4)) * hidden + 2 * 4 * model.num_heads

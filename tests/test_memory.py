@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peak import peak_of
-from moe import memory
+from moe import memory, speed
 from moe.memory import available_mb, peak_bytes
 from moe.model import objective
 from moe.scale import HardwareConfig
@@ -69,3 +69,4 @@ def test_a_limit_of_the_control_group_bounds_what_is_available(file: str, tmp_pa
 
 def test_the_sizes_that_are_predicted_with_are_those_that_are_used():
     assert memory.LOSS_TOKENS == objective.LOSS_TOKENS
+    assert memory.SHORT == speed.SHORT
