@@ -1,9 +1,9 @@
 """How fast could a step be? The time of its matrix products alone, every one as large and as often as in training.
 
 Forward and the two products of the backward pass, with balanced experts and the half of attention that causality
-leaves, results written into memory that is there. `warm` repeats each kind of product on the same operands, which stay
-in the cache where they fit: no step is faster, and it is what the target is judged by. `cold` gives every product
-operands of its own, as training does.
+leaves, results written into memory that is there, by whichever library multiplies in our step. `warm` repeats each kind
+of product on the same operands, which stay in the cache where they fit: no step is faster, and it is what the target is
+judged by. `cold` gives every product operands of its own, as training does.
 """
 
 import time
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe.config import RunConfig
+from moe.model.products import use_fastest_products
 
 
 class Product(NamedTuple):
@@ -58,6 +59,7 @@ def num_flops(config: RunConfig) -> int:
 def floor(config: RunConfig, *, warm: bool) -> Callable[[], float]:
     """What does all products of a step and gives their seconds."""
     torch.manual_seed(0)
+    use_fastest_products()
     work: list[list[Tensor]] = []
     for product in products(config):
         sets = [_operands(product, config.train.precision) for _ in range(1 if warm else product.count)]

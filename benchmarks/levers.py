@@ -1,8 +1,8 @@
 """What does each thing that makes a step fast bring? The step as it is trained, and the same without that thing.
 
 All variants take turns in one process, on one thread, at the cpu scale; a ratio above 1 is what the step would take
-longer without the lever. Large pages, which are not asked for as trained, are for all of a process: they and small ones
-take turns in processes.
+longer without the lever. What holds for all of a process takes turns in processes: the library that multiplies, and
+large pages, which are not asked for as trained.
 """
 
 import ctypes
@@ -31,8 +31,12 @@ from moe.model import objective as model_objective
 from moe.step import Step
 
 ROUNDS, STEPS = 7, 6
-PAGE_ROUNDS, PAGE_STEPS = 4, 60
-PAGES = {"large pages": "1", "small pages": "0"}
+PROCESS_ROUNDS, PROCESS_STEPS = 4, 60
+PROCESSES = {
+    "as trained": {},
+    "products by torch": {"OPENBLAS_CORETYPE": "Haswell"},
+    "large pages": {"THP_MEM_ALLOC_ENABLE": "1"},
+}
 GLIBC_DEFAULT = 128 << 10  # bytes, of both thresholds
 TILES = range(240, 257)  # rows of an expert, 256 in the mean
 
@@ -40,11 +44,13 @@ TILES = range(240, 257)  # rows of an expert, 256 in the mean
 def measure() -> dict[str, Any]:
     """Median seconds of a step per variant, and of one round after the other; seconds of products of odd rows."""
     torch.set_num_threads(1)
+    trained = _step()
+    # Which one is trained hangs on the library that multiplies.
+    other = "sdpa" if trained.objective.model.config._attn_implementation == "eager" else "eager"
     stock: dict[str, Callable[[PreTrainedModel], None]] = {
         "stock grouped_mm experts": lambda model: model.set_experts_implementation("grouped_mm"),
-        "eager attention": lambda model: model.set_attn_implementation("eager"),
+        f"{other} attention": lambda model: model.set_attn_implementation(other),
     }
-    trained = _step()
     variants: dict[str, tuple[Step, Callable[[], AbstractContextManager[Any]]]] = {
         "as trained": (trained, nullcontext),
         "layers not compiled": (_step(compiled=False), nullcontext),
@@ -63,7 +69,7 @@ def measure() -> dict[str, Any]:
                 found = [_seconds(step, batches, round_ * STEPS + i) for i in range(STEPS)]
             seconds[name] += [median(found[1:])] if round_ else []  # the first compiles and warms up
     tiles = {str(rows): _product_seconds(rows) for rows in TILES}
-    return {"rounds": seconds, "pages": _page_seconds(), "tiles": tiles}
+    return {"rounds": seconds, "processes": _process_seconds(), "tiles": tiles}
 
 
 def trained_seconds() -> float:
@@ -71,7 +77,7 @@ def trained_seconds() -> float:
     torch.set_num_threads(1)
     step, batches = _step(), Batches(CPU)
     speed.keep_memory()
-    return median([_seconds(step, batches, i) for i in range(PAGE_STEPS)][STEPS:])
+    return median([_seconds(step, batches, i) for i in range(PROCESS_STEPS)][STEPS:])
 
 
 def text(record: dict[str, Any]) -> str:
@@ -80,8 +86,9 @@ def text(record: dict[str, Any]) -> str:
     lines = [f"levers at the cpu scale, one thread; as trained {median(rounds['as trained']) * 1e3:.1f} ms per step"]
     for name in list(rounds)[1:]:
         lines.append(f"  {name:28} {spread(summary(rounds[name], rounds['as trained']))} times as long")
-    small, large = record["pages"]["small pages"], record["pages"]["large pages"]
-    lines.append(f"  {'small pages':28} {spread(summary(small, large))} times as long")
+    processes = record["processes"]
+    for name in list(processes)[1:]:
+        lines.append(f"  {name:28} {spread(summary(processes[name], processes['as trained']))} times as long")
     tiles = {int(rows): seconds for rows, seconds in record["tiles"].items()}
     whole = tiles.pop(max(tiles))
     lines.append(
@@ -90,12 +97,12 @@ def text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _page_seconds() -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in PAGES}
+def _process_seconds() -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in PROCESSES}
     command = [sys.executable, "-c", "from benchmarks.levers import trained_seconds; print(trained_seconds())"]
-    for _ in range(PAGE_ROUNDS):
-        for name, value in PAGES.items():
-            environment = os.environ | {"THP_MEM_ALLOC_ENABLE": value}
+    for _ in range(PROCESS_ROUNDS):
+        for name, settings in PROCESSES.items():
+            environment = os.environ | settings
             root = Path(__file__).parents[1]
             done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             found[name].append(float(done.stdout))

@@ -18,6 +18,7 @@ def _contender(name: str) -> dict[str, Any]:
 
 
 RECORD: dict[str, Any] = {
+    "products": "numpy",
     "shapes": {
         "cpu": {
             "description": "2 layers of 64",
