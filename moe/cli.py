@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -321,8 +322,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     # The bars that transformers shows for every file would bury what a stage says.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Before a library is loaded that would choose a folder of /tmp, and others with it.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    # Before a library is loaded that would choose a folder of /tmp, and others with it; without a home folder that is
+    # as good as any.
+    with suppress(RuntimeError):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if (status := run_warm(args.argv)) is not None:

@@ -11,6 +11,7 @@ import pytest
 
 from moe import cli, cost
 from moe.config import RunConfig
+from moe.data.wheels import cache_folder
 from moe.provenance import write_json
 
 DATA = {"domains": [{"name": "law", "source": {"corpus": "china-law"}}]}
@@ -46,6 +47,15 @@ def test_compiled_layers_are_kept_in_the_cache_folder_whatever_a_library_chooses
         text=True,
     )
     assert done.stdout.splitlines()[-1] == str(tmp_path / "compiled"), done.stderr
+
+
+def test_a_user_without_a_home_folder_can_plan(monkeypatch: pytest.MonkeyPatch):
+    for name in ("HOME", "MOE_CACHE", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a number that no user has
+    with pytest.raises(RuntimeError):
+        cache_folder()
+    assert cli.main(["plan", "--scale", "smoke"]) == 0
 
 
 @pytest.mark.parametrize("stage", [stage.__name__ for stage in cli.STAGES])
