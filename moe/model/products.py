@@ -21,14 +21,11 @@ _replaced: list[torch.library.Library] = []
 
 
 def use_fastest_products() -> None:
-    """Let numpy do the fp32 products of this process, those inside torch too, if that is faster.
-
-    They take as many threads as torch does now.
-    """
-    if numpy_is_faster():
-        threadpool_limits(torch.get_num_threads(), user_api="blas")
-        if not _replaced:
-            _replaced.append(replaced_products())
+    """Let numpy do the fp32 products of this process, those inside torch too, if that is faster."""
+    if numpy_is_faster() and not _replaced:
+        # On one thread: torch's threads stay awake between two operators, and numpy's would wait for their cores.
+        threadpool_limits(1, user_api="blas")
+        _replaced.append(replaced_products())
 
 
 def by_numpy() -> bool:
