@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Before a library is loaded that would choose a folder of /tmp, and others with it; without a home folder that is
     # as good as any.
-    with suppress(RuntimeError):
+    with suppress(ConfigError):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     args.argv = sys.argv[1:] if argv is None else list(argv)
     try:

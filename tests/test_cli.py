@@ -13,6 +13,7 @@ from moe import cli, cost
 from moe.config import RunConfig
 from moe.data.wheels import cache_folder
 from moe.provenance import write_json
+from moe.settings import ConfigError
 
 DATA = {"domains": [{"name": "law", "source": {"corpus": "china-law"}}]}
 
@@ -53,7 +54,7 @@ def test_a_user_without_a_home_folder_can_plan(monkeypatch: pytest.MonkeyPatch):
     for name in ("HOME", "MOE_CACHE", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a number that no user has
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ConfigError, match="no home folder for downloads: set MOE_CACHE"):
         cache_folder()
     assert cli.main(["plan", "--scale", "smoke"]) == 0
 

@@ -52,10 +52,16 @@ PINS = read_pins(Path(__file__).with_name("wheels.txt"))
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept between checkouts: `$MOE_CACHE`, else `moe-balance` in the user's cache folder."""
+    """Where downloads are kept between checkouts: `$MOE_CACHE`, else `moe-balance` in the user's cache folder.
+
+    Raises `ConfigError` where neither is set and the user has no home folder.
+    """
     if chosen := os.environ.get("MOE_CACHE"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-balance"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "moe-balance"
+    except RuntimeError:
+        raise ConfigError("no home folder for downloads: set MOE_CACHE to a folder that may keep them") from None
 
 
 def cached_wheel(pin: Pin) -> Path | None:
