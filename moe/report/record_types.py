@@ -190,12 +190,6 @@ class Entry(Part):
     data: str
 
 
-class PlannedExperiment(Experiment):
-    """An experiment as it was planned; others of its keys may follow, as in every record."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
 class RunsTable(Part):
     """`runs.json`: which runs belong to which arm of which experiment."""
 
@@ -203,5 +197,5 @@ class RunsTable(Part):
     scale: str
     description: str = ""
     settings: dict[str, Any] = {}
-    experiments: dict[Name, PlannedExperiment]
+    experiments: dict[Name, Experiment]
     runs: list[Entry]

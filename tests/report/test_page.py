@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from moe.provenance import code_fingerprint
+from moe.report import page_provenance
 from moe.report.page import write_page
 from moe.settings import ConfigError
 
@@ -171,18 +172,23 @@ def test_the_headline_says_what_the_interval_says(drawn, hostile):
     assert "claim holds" not in hostile.page
 
 
-def test_a_run_of_other_code_is_marked_stale(tmp_path, drawn):
+def test_a_run_of_other_code_is_marked_stale_unless_that_makes_the_same_records(tmp_path, drawn, monkeypatch):
     out = tmp_path / "index.html"
     run = drawn.runs / "balance_window-0-s0" / "train.json"
     original = run.read_text()
+    monkeypatch.setattr(page_provenance, "EQUAL_CODE", {"1" * 12: "another word in a docstring"})
+    pages = []
     try:
-        run.write_text(original.replace(code_fingerprint(), "0" * 12))
-        write_page(drawn.records, drawn.runs, drawn.tables, drawn.figures, out)
+        for code in ("0" * 12, "1" * 12):
+            run.write_text(original.replace(code_fingerprint(), code))
+            write_page(drawn.records, drawn.runs, drawn.tables, drawn.figures, out)
+            pages.append(out.read_text())
     finally:
         run.write_text(original)
-    assert out.read_text().count('class="stale"') == 1
-    assert "1 of 12" in out.read_text()
-    assert 'class="stale"' not in drawn.page
+    assert [page.count('class="stale"') for page in (*pages, drawn.page)] == [1, 0, 0]
+    assert "1 of 12" in pages[0]
+    assert "0 of 12" in pages[1]
+    assert f"{'1' * 12} (another word in a docstring)" in pages[1]
 
 
 def test_missing_tables_are_named(tmp_path, drawn):

@@ -49,14 +49,6 @@ def test_a_record_of_another_schema_or_with_nan_is_damaged(copy, tmp_path):
             write_tables(*copy, tmp_path / "tables")
 
 
-def test_an_experiment_may_have_keys_that_are_options_no_more(copy):
-    table = json.loads(copy[0].read_text())
-    for experiment in table["experiments"].values():
-        experiment["seeds"] = None
-    copy[0].write_text(json.dumps(table))
-    assert list(Records(*copy).table.experiments) == list(table["experiments"])
-
-
 def test_a_missing_runs_table_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"runs\.json: missing"):
         Records(tmp_path / "runs.json", tmp_path)
