@@ -39,6 +39,8 @@ def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardw
     except RuntimeError as error:
         print(f"no expert-parallel layer was timed: {error}", file=sys.stderr)
         layers = None
+    # Layers of every arm are compiled in this process; beyond the limit they would silently stay as they are.
+    torch._dynamo.config.recompile_limit = max(8, 4 * len(runs))  # pyright: ignore[reportAttributeAccessIssue]
     subjects = [
         _Subject(run_folder, data_folder, settings, compile=hardware.compile) for run_folder, data_folder in runs
     ]
