@@ -2,6 +2,7 @@
 
 torch's wheels hold MKL, which uses AVX-512 on Intel's processors alone; on AMD's, numpy's OpenBLAS takes half the time
 (docs/lab-notes.md). Results are equal up to rounding. OPENBLAS_CORETYPE=Haswell in the environment leaves all to torch.
+So does a training that is divided over processes.
 """
 
 import warnings
@@ -26,6 +27,12 @@ def use_fastest_products() -> None:
         # On one thread: torch's threads stay awake between two operators, and numpy's would wait for their cores.
         threadpool_limits(1, user_api="blas")
         _replaced.append(replaced_products())
+
+
+def leave_products_to_torch() -> None:
+    """Undo it: numpy holds the memory of tensors that it has seen, and that of divided weights comes and goes."""
+    while _replaced:
+        _replaced.pop()._destroy()
 
 
 def by_numpy() -> bool:

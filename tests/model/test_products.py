@@ -94,6 +94,16 @@ def test_compiled_code_is_served_too(by_numpy: None) -> None:
     assert torch.allclose(found, (a.double() @ b.double()).relu().float() * 2, rtol=1e-5, atol=1e-5)
 
 
+def test_products_are_left_to_torch_again() -> None:
+    with patch.object(products, "_replaced", [products.replaced_products()]):
+        products.leave_products_to_torch()
+        assert not products.by_numpy()
+    other = len(products._replaced)  # of models that were built before in this process
+    with patch.object(products, "_array", wraps=products._array) as array:
+        numbers(5, 3) @ numbers(3, 4)
+    assert array.called == bool(other)
+
+
 @pytest.mark.parametrize(
     ("vendor", "kernels", "faster"),
     [
