@@ -84,11 +84,9 @@ def text(record: dict[str, Any]) -> str:
     """One line per lever."""
     rounds = record["rounds"]
     lines = [f"levers at the cpu scale, one thread; as trained {median(rounds['as trained']) * 1e3:.1f} ms per step"]
-    for name in list(rounds)[1:]:
-        lines.append(f"  {name:28} {spread(summary(rounds[name], rounds['as trained']))} times as long")
-    processes = record["processes"]
-    for name in list(processes)[1:]:
-        lines.append(f"  {name:28} {spread(summary(processes[name], processes['as trained']))} times as long")
+    for found in (rounds, record["processes"]):
+        for name in list(found)[1:]:
+            lines.append(f"  {name:28} {spread(summary(found[name], found['as trained']))} times as long")
     tiles = {int(rows): seconds for rows, seconds in record["tiles"].items()}
     whole = tiles.pop(max(tiles))
     lines.append(
