@@ -15,6 +15,7 @@ from moe.data.order import SampleOrder, read_batch
 from moe.data.packing import prepare
 from moe.model.build import build_model
 from moe.model.objective import Objective
+from moe.model.products import use_fastest_products
 from moe.scale import HardwareConfig
 from moe.speed import compile_layers
 from moe.step import Step, Stopwatch, make_optimizer, split_batch
@@ -73,7 +74,8 @@ def build(make: Callable[..., PreTrainedModel], config: RunConfig) -> PreTrained
 
 
 def objective(config: RunConfig, *, compiled: bool = True) -> Objective:
-    """What our step calls, with the layers compiled as `moe train` does."""
+    """What our step calls, with the products and the compiled layers of `moe train`."""
+    use_fastest_products()
     model = build(build_model, config)
     if compiled:
         compile_layers(model)

@@ -23,6 +23,7 @@ from moe.config import BalanceConfig, BalanceTerm, RunConfig
 from moe.data.order import TrainingBatches
 from moe.model.build import build_model, routers
 from moe.model.objective import Objective
+from moe.model.products import use_fastest_products
 from moe.progress import Progress
 from moe.scale import EstimatorsConfig, HardwareConfig, check_estimators
 from moe.settings import read_json
@@ -60,6 +61,7 @@ def measure(
     `step_seconds`: seconds of optimizer steps; the i-th of all entries were measured next to each other.
     """
     torch.set_num_threads(hardware.threads)
+    use_fastest_products()
     run = read_json(RunConfig, run_folder / "config.json")
     check_estimators(run.train, settings)
     batch = run.train.batch_sequences

@@ -29,6 +29,7 @@ from moe.drop_expert import increases
 from moe.lm_eval_tasks import official
 from moe.lm_eval_tasks.harness import Harness, quiet
 from moe.model.build import load_model, routers
+from moe.model.products import use_fastest_products
 from moe.probe import heldout_pass, write_routing
 from moe.provenance import device_name, run_stamp, write_json
 from moe.scale import EvaluationConfig
@@ -59,6 +60,7 @@ def evaluate(
     unknown task, documents that cannot be read, a damaged checkpoint, and a run that was trained on other data.
     """
     official.check_names(settings.tasks, settings.source)
+    use_fastest_products()
     config = read_json(RunConfig, run_folder / "config.json")
     domains = tuple(read_manifest(data_folder)["domains"])
     with quiet():

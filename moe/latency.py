@@ -19,6 +19,7 @@ from moe.config import RunConfig
 from moe.data.order import TrainingBatches
 from moe.model.build import load_model, routers
 from moe.model.objective import Objective
+from moe.model.products import use_fastest_products
 from moe.scale import HardwareConfig, LatencyConfig, check_latency
 from moe.settings import read_json
 from moe.speed import compile_layers, keep_memory
@@ -34,6 +35,7 @@ def measure(*, runs: Sequence[tuple[Path, Path]], settings: LatencyConfig, hardw
     Raises `ConfigError` where the prompt does not fit the run's sequences.
     """
     torch.set_num_threads(hardware.threads)
+    use_fastest_products()
     try:
         layers = expert_parallel.measure(warmup=settings.warmup, repeats=settings.repeats)
     except RuntimeError as error:

@@ -12,7 +12,6 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moe.model.objective import Objective
-from moe.model.products import leave_products_to_torch
 
 
 def divide(objective: Objective, values: Objective | None, device: torch.device) -> None:
@@ -20,7 +19,6 @@ def divide(objective: Objective, values: Objective | None, device: torch.device)
 
     `values`: the same objective with its weights on the first process, None on the others, which never hold all of it.
     """
-    leave_products_to_torch()
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in objective.model.model.layers:
         fully_shard(layer, mesh=mesh)

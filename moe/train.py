@@ -31,6 +31,7 @@ from moe.interruption import Deferred, Stopped
 from moe.model.build import build_model, num_parameters, save_model
 from moe.model.nonfinite import locate
 from moe.model.objective import Objective
+from moe.model.products import use_fastest_products
 from moe.progress import Progress
 from moe.scale import HardwareConfig
 from moe.settings import ConfigError
@@ -71,6 +72,8 @@ def train(
     if hardware.tracker and not accelerator.log_with:
         raise ConfigError(f"hardware.tracker: '{hardware.tracker}' is not installed; install its package or unset it")
     shard = hardware.shard or accelerator.is_fsdp2
+    if not shard:
+        use_fastest_products()
     # Copies of the weights would outlive the layers that were put together for them.
     accelerator.autocast_handler = AutocastKwargs(cache_enabled=not shard)
     if hardware.gpu_gb and accelerator.device.type == "cpu":

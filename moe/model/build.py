@@ -15,7 +15,6 @@ from transformers import (
 
 from moe.config import ModelConfig
 from moe.model import dispatch
-from moe.model.products import use_fastest_products
 from moe.model.router import Router, follow_positions
 from moe.settings import ConfigError
 
@@ -70,7 +69,7 @@ def stock_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: 
 def use_our_parts(model: PreTrainedModel) -> PreTrainedModel:
     """Put our router and dispatch into a stock Qwen2-MoE, Qwen3-MoE or OLMoE model; its parameters stay the same
     objects under the same names, and its logits stay the same, unless its config asks for a `router_gate` of another
-    kind or for routing `router_by_position`. From then on the products of the process are the fastest."""
+    kind or for routing `router_by_position`."""
     for layer in model.model.layers:
         if hasattr(layer.mlp, "gate"):
             layer.mlp.gate = Router.like(layer.mlp.gate, getattr(model.config, "router_gate", "softmax"))
@@ -79,7 +78,6 @@ def use_our_parts(model: PreTrainedModel) -> PreTrainedModel:
             router.by_position = True
         follow_positions(model)
     model.set_experts_implementation(dispatch.NAME)
-    use_fastest_products()
     return model
 
 

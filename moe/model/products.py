@@ -2,7 +2,6 @@
 
 torch's wheels hold MKL, which uses AVX-512 on Intel's processors alone; on AMD's, numpy's OpenBLAS takes half the time
 (docs/lab-notes.md). Results are equal up to rounding. OPENBLAS_CORETYPE=Haswell in the environment leaves all to torch.
-So does a training that is divided over processes.
 """
 
 import warnings
@@ -22,17 +21,14 @@ _replaced: list[torch.library.Library] = []
 
 
 def use_fastest_products() -> None:
-    """Let numpy do the fp32 products of this process, those inside torch too, if that is faster."""
+    """Let numpy do the fp32 products of this process, those inside torch too, if that is faster.
+
+    Do not call it where weights are divided: their memory comes and goes, and numpy holds that of tensors it has seen.
+    """
     if numpy_is_faster() and not _replaced:
         # On one thread: torch's threads stay awake between two operators, and numpy's would wait for their cores.
         threadpool_limits(1, user_api="blas")
         _replaced.append(replaced_products())
-
-
-def leave_products_to_torch() -> None:
-    """Undo it: numpy holds the memory of tensors that it has seen, and that of divided weights comes and goes."""
-    while _replaced:
-        _replaced.pop()._destroy()
 
 
 def by_numpy() -> bool:

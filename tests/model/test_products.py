@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe import estimators, evaluate, latency, train
 from moe.model import products
+from moe.scale import EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig
+from tests.exactness import run_config
 
 CPUINFO = "vendor_id\t: {}\nflags\t\t: fpu avx2 avx512f\n"
 
@@ -94,14 +98,36 @@ def test_compiled_code_is_served_too(by_numpy: None) -> None:
     assert torch.allclose(found, (a.double() @ b.double()).relu().float() * 2, rtol=1e-5, atol=1e-5)
 
 
-def test_products_are_left_to_torch_again() -> None:
-    with patch.object(products, "_replaced", [products.replaced_products()]):
-        products.leave_products_to_torch()
-        assert not products.by_numpy()
-    other = len(products._replaced)  # of models that were built before in this process
-    with patch.object(products, "_array", wraps=products._array) as array:
-        numbers(5, 3) @ numbers(3, 4)
-    assert array.called == bool(other)
+class Asked(Exception):
+    pass
+
+
+HARDWARE = HardwareConfig(processes=2)
+NOWHERE = dict.fromkeys(("run_folder", "data_folder", "state_folder"), Path("none"))
+STAGES: dict[ModuleType, Callable[[], None]] = {
+    train: lambda: train.train(run_config([]), run="r", hardware=HARDWARE, **NOWHERE),
+    evaluate: lambda: evaluate.evaluate_all([(Path("none"), Path("none"), Path("none"))], EvaluationConfig()),
+    estimators: lambda: estimators.measure(settings=EstimatorsConfig(), hardware=HARDWARE, out=Path("none"), **NOWHERE),
+    latency: lambda: latency.measure(runs=[], settings=LatencyConfig(), hardware=HARDWARE, out=Path("none")),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_every_stage_asks_for_the_fastest_products(stage: ModuleType) -> None:
+    with patch.object(stage, "use_fastest_products", side_effect=Asked), pytest.raises(Asked):
+        STAGES[stage]()
+
+
+def test_a_divided_training_leaves_products_to_torch() -> None:
+    hardware = HARDWARE.model_copy(update={"shard": True})
+    with (
+        patch.object(train, "use_fastest_products") as asked,
+        patch.object(train, "TrainingBatches"),
+        patch.object(train, "_objective", side_effect=Asked),
+        pytest.raises(Asked),
+    ):
+        train.train(run_config([]), run="r", hardware=hardware, **NOWHERE)
+    assert not asked.called
 
 
 @pytest.mark.parametrize(
