@@ -7,7 +7,7 @@ from moe.report import text
 from moe.report.records import Records, Run
 
 EQUAL_CODE = {
-    "2f035265565a": "numpy's products would have had as many threads as torch; all runs have one",
+    "2f035265565a": "numpy's products, asked for by the model, had as many threads as torch; all runs have one",
 }
 """Fingerprints of earlier code that makes the same records as the present, and what is other in it. Before it is
 entered, runs of every experiment have come out equal to the last bit (docs/lab-notes.md); the next change that moves a

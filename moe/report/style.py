@@ -89,6 +89,7 @@ class Drawing:
 def save(drawing: Drawing, folder: Path) -> None:
     """Write `<file>.svg`, with its text as text, and `<file>.png`; no date or version goes into either."""
     drawing.figure.savefig(folder / f"{drawing.file}.svg", metadata={"Date": None, "Creator": None})
+    drawing.figure.set_layout_engine("none")  # the other keeps the places that this one has found
     drawing.figure.savefig(folder / f"{drawing.file}.png", dpi=160, metadata={"Software": None})
 
 

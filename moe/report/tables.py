@@ -87,7 +87,9 @@ def write_tables(records: Path, runs: Path, out: Path) -> None:
     tables = all_tables(Records(records, runs))
     with complete_folder(out) as folder:
         for table in tables:
-            table.frame.to_csv(folder / f"{table.file}.csv", index=False, float_format="%.7g", na_rep=text.NOT_RUN)
+            # Digits beyond these differ between processors; the format is not applied in columns that have words too.
+            frame = table.frame.map(lambda cell: float(f"{cell:.7g}") if isinstance(cell, float) else cell)
+            frame.to_csv(folder / f"{table.file}.csv", index=False, float_format="%.7g", na_rep=text.NOT_RUN)
             if table.display is not None:
                 (folder / f"{table.file}.md").write_text(markdown(table), encoding="utf-8")
         write_json(folder / "index.json", [_entry(table) for table in tables])

@@ -258,3 +258,9 @@ def test_one_domain_is_reported_without_a_divergence(tmp_path, synthetic):
     table = pd.read_csv(tmp_path / "tables" / "balance_window-headline.csv").set_index("arm")
     assert (table["divergence"] == "not run").all()
     assert np.allclose(table["information"], 0)
+
+
+def test_numbers_have_the_digits_that_all_processors_agree_on(drawn):
+    texts = [path.read_text() for path in drawn.tables.glob("*.csv")]
+    numbers = {float(cell) for text in texts for cell in re.findall(r"(?<=,)-?\d+\.\d+(?:e[-+]\d+)?(?=,)", text)}
+    assert numbers and {number for number in numbers if number != float(f"{number:.7g}")} == set()
