@@ -2,8 +2,8 @@
 
 `python -m benchmarks.pipeline --scale cpu [--cores 2]` in the folder of a finished `make reproduce`. Jobs' times are
 those that Snakemake keeps in `.snakemake/metadata`; training steps are counted from `speed.jsonl`: the median seconds
-of a step times their number, so that start-up, compilation and checkpoints are not among them. Time in which a core had
-nothing to do is part of "all else".
+of a step times their number, so that start-up, compilation and checkpoints are not among them, nor the steps that a run
+takes over from its parent. Time in which a core had nothing to do is part of "all else".
 """
 
 import argparse
@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from moe.branches import branch
 from moe.config import RunConfig
 from moe.provenance import device_name, stamp, write_json
 from moe.settings import read_json
+from moe.sweep import run_name
 
 TARGET = 0.20
 OF_RUN = ("run_config", "train", "evaluate")  # rules that every run adds a job of
@@ -38,7 +40,7 @@ def measure(folder: Path, scale: str, cores: int) -> dict[str, Any]:
     seconds = {rule: sum(end - start for start, end in found.values()) for rule, found in jobs.items()}
     starts, ends = zip(*(times for found in jobs.values() for times in found.values()), strict=True)
     wall = max(ends) - min(starts)
-    steps = sum(_training_seconds(folder / "results" / "runs" / run) for run in runs)
+    steps = sum(_training_seconds(folder / "results" / "runs" / run, runs) for run in runs)
     per_run = sum(seconds[rule] for rule in OF_RUN) / len(runs)
     return {
         "scale": scale,
@@ -69,11 +71,13 @@ def text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _training_seconds(folder: Path) -> float:
+def _training_seconds(folder: Path, runs: list[str]) -> float:
     config = read_json(RunConfig, folder / "config.json")
+    parent = branch(config)
+    taken_over = parent[1] if parent and run_name(parent[0]) in runs else 0
     lines = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
     tokens = config.train.batch_sequences * config.data.sequence_length
-    return config.train.steps * tokens / median(line["tokens_per_second"] for line in lines)
+    return (config.train.steps - taken_over) * tokens / median(line["tokens_per_second"] for line in lines)
 
 
 def main() -> None:
