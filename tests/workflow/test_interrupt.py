@@ -64,6 +64,7 @@ def test_killed_or_told_to_end_the_same_command_continues_to_the_same_weights(pr
         else:
             process.send_signal(number)  # to Snakemake alone
         process.wait(timeout=30)
+        assert not (project / call[-1]).exists(), "the training went on to its end"
         if number != signal.SIGKILL:
             assert [job for job in jobs if job.is_running()] == []
         seen = time.time()
