@@ -12,14 +12,19 @@ from moe.data.packing import prepare
 from moe.settings import parse
 from tests.data.corpora import CHINESE, ENGLISH, write_jsonl
 
-# Tests in the background ignore Ctrl-C, and what they start would too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("long", max_examples=2000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--update-golden` rewrites `tests/golden/losses.json`."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files with what is found")
+
+
+@pytest.fixture(autouse=True)
+def _heard_signals() -> None:
+    """Behind a stage that ended in this process, or in the background, tests would start what ignores signals."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def tiny_config(data: DataConfig, **sections: dict) -> RunConfig:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def start(*args: object, stdin: int | None = None) -> "subprocess.Popen[str]":
-    """One stage in a process group of its own, which obeys Ctrl-C even where this process ignores it."""
+    """One stage in a process group of its own."""
     return subprocess.Popen(
         command(*args),
         cwd=ROOT,
@@ -38,7 +37,6 @@ def start(*args: object, stdin: int | None = None) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
