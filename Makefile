@@ -34,7 +34,7 @@ test: environment ## format, lint, types, tests
 	$(RUN) snakefmt --check Snakefile workflow
 	$(RUN) snakemake --lint
 	$(RUN) basedpyright --pythonpath .venv/bin/python
-	OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/workflow tests
+	OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder tests
 
 bench: environment ## measure speed and memory beside other programs, in about ten minutes on an idle machine
 	@$(RUN) benchmarks --out results/benchmarks

@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files with what is found")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process of the tests works on one when the others are done."""
+    items.sort(key=lambda item: Path(__file__).parent / "workflow" not in item.path.parents)
+
+
 @pytest.fixture(autouse=True)
 def _heard_signals() -> None:
     """Behind a stage that ended in this process, or in the background, tests would start what ignores signals."""
