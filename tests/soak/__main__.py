@@ -30,8 +30,8 @@ CALLS = 6
 """Calls that may be needed when nothing disturbs them: an earlier fault may have made a job fail in one."""
 WRITING = 0.4
 """Share of the faults that wait until a file is being written; the others come at any moment of a stage."""
-PATIENCE_SECONDS = 25.0
-"""If a stage does not begin by then, its work is done, and it gets new work."""
+LIMIT_SECONDS = 600
+"""What an undisturbed call, or one stage of it, may take to end or to begin on a slow machine that does more."""
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ def soak(folder: Path, *, faults: int, seed: int, short: bool) -> int:
     print(f"reference made in {time.monotonic() - began:.0f} s", flush=True)
     hits = Counter[tuple[str, str]]()
     try:
-        disturb(disturbed, durations, faults, rng, hits)
+        disturb(disturbed, reference, durations, faults, rng, hits)
         finish(disturbed)
     except TimeoutError as error:
         kill_everything(None, disturbed.folder, rng)
@@ -95,7 +95,12 @@ def undisturbed(pipeline: Pipeline) -> dict[str, float]:
 
 
 def disturb(
-    pipeline: Pipeline, durations: dict[str, float], faults: int, rng: random.Random, hits: Counter[tuple[str, str]]
+    pipeline: Pipeline,
+    reference: Pipeline,
+    durations: dict[str, float],
+    faults: int,
+    rng: random.Random,
+    hits: Counter[tuple[str, str]],
 ) -> None:
     """Inject `faults` faults, stage after stage in the order of the pipeline; count them in `hits`."""
     log = pipeline.folder.with_suffix(".log")
@@ -104,7 +109,10 @@ def disturb(
     plan = [name for name, weight in wanted.items() for _ in range(round(weight * faults / sum(wanted.values())))]
     plan = sorted([*plan, *rng.choices(list(wanted), k=faults)][:faults], key=list(OUTPUTS).index)
     for number, target in enumerate(plan, start=1):
-        while not (moment := wait_for_moment(pipeline, snakemake, target, rng.uniform(0, durations[target]), rng)):
+        complete = reference.made(target)
+        while not (
+            moment := wait_for_moment(pipeline, snakemake, target, complete, rng.uniform(0, durations[target]), rng)
+        ):
             kill_everything(snakemake, pipeline.folder, rng)
             pipeline.make_work(target, rng)
             durations[target] *= 0.8  # the machine may have been slower at first
@@ -118,17 +126,22 @@ def disturb(
         )
         if snakemake.poll() is not None:
             snakemake = pipeline.start(log)
-    snakemake.wait(600)
+    snakemake.wait(LIMIT_SECONDS)
 
 
 def wait_for_moment(
-    pipeline: Pipeline, snakemake: Snakemake, target: str, seconds: float, rng: random.Random
+    pipeline: Pipeline, snakemake: Snakemake, target: str, complete: int, seconds: float, rng: random.Random
 ) -> str | None:
-    """Wait until a stage works, then until it writes or so many seconds; what is alive, None if the stage is not."""
+    """Wait until a stage works, then until it writes or so many seconds; what is alive, None if the stage is not.
+
+    A stage that has made its `complete` outputs has no work left. Raises `TimeoutError` where it never begins.
+    """
     started = time.monotonic()
     while not stages(pipeline.folder)[target]:
-        if snakemake.poll() is not None or time.monotonic() - started > PATIENCE_SECONDS:
+        if snakemake.poll() is not None or pipeline.made(target) == complete:
             return None
+        if time.monotonic() - started > LIMIT_SECONDS:
+            raise TimeoutError(f"{target} has not begun after {LIMIT_SECONDS} s")
         time.sleep(0.1)
     writing = rng.random() < WRITING
     if not writing:
@@ -144,7 +157,7 @@ def finish(pipeline: Pipeline) -> None:
     """Call until a call succeeds."""
     for call in range(1, CALLS + 1):
         snakemake = pipeline.start(pipeline.folder.with_suffix(".log"))
-        if snakemake.wait(600) == 0:
+        if snakemake.wait(LIMIT_SECONDS) == 0:
             print(f"call {call} without a fault completes", flush=True)
             return
     raise TimeoutError(f"not complete after {CALLS} calls without a fault: see {pipeline.folder.with_suffix('.log')}")

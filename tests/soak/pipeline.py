@@ -92,6 +92,10 @@ class Pipeline:
             command("moe", *args), cwd=self.folder, env=self.environment(), check=True, capture_output=True, text=True
         ).stdout
 
+    def made(self, stage: str) -> int:
+        """How many outputs of a stage there are."""
+        return len(list(self.folder.glob(OUTPUTS[stage])))
+
     def make_work(self, stage: str, rng: random.Random) -> None:
         """Remove one output of a stage and what needs it, or else nobody would ask for it again."""
         gone = {self.folder / OUTPUTS[name] for name in ("tables", "figures", "report")}
