@@ -1,6 +1,7 @@
 """What does a training cost before its first step? One that is started beside one forked from a warm process.
 
-Both train the cpu scale's widest run for a single step, and write the same weights.
+Both train the cpu scale's widest run for a single step, and write the same weights. And its libraries alone: loaded as
+Python does it, and without a search for garbage.
 """
 
 import json
@@ -19,6 +20,10 @@ from moe.config import RunConfig
 from moe.warm import WARM
 
 ROUNDS = 5
+IMPORTS = {
+    "as Python does": "import moe.train",
+    "no garbage sought": "from moe.warm import loading\nwith loading():\n    import moe.train",
+}
 
 
 def measure() -> dict[str, Any]:
@@ -48,10 +53,16 @@ def measure() -> dict[str, Any]:
             warm.communicate()
     if len(weights) > 1:
         raise RuntimeError(f"{len(weights)} different weights: a forked training is not the same as a started one")
+    imports: dict[str, list[float]] = {way: [] for way in IMPORTS}
+    for _ in range(ROUNDS):
+        for way, code in IMPORTS.items():
+            imports[way].append(_seconds([sys.executable, "-c", code]))
     return {
         "seconds": {way: statistics.median(found) for way, found in seconds.items()},
         "ratio": summary(seconds["forked"], seconds["started"]),
         "loading_seconds": loading,
+        "import_seconds": {way: statistics.median(found) for way, found in imports.items()},
+        "import_ratio": summary(imports["no garbage sought"], imports["as Python does"]),
     }
 
 
@@ -60,11 +71,18 @@ def text(record: dict[str, Any]) -> str:
     lines = ["a training of one step, layers compiled before"]
     lines += [f"  {way:8} {seconds:5.2f} s" for way, seconds in record["seconds"].items()]
     loading = f"libraries loaded once in {record['loading_seconds']:.1f} s"
-    return "\n".join([*lines, f"  forked / started {spread(record['ratio'])}, equal weights; {loading}"])
+    lines += [f"  forked / started {spread(record['ratio'])}, equal weights; {loading}"]
+    lines += ["a process that loads the libraries and ends"]
+    lines += [f"  {way:17} {seconds:5.2f} s" for way, seconds in record["import_seconds"].items()]
+    return "\n".join([*lines, f"  ratio {spread(record['import_ratio'])}"])
 
 
 def _train(folder: Path, config: RunConfig, **environment: str) -> float:
-    command = training(folder, config, PLAN.scale.hardware)
+    return _seconds(training(folder, config, PLAN.scale.hardware), **environment)
+
+
+def _seconds(command: list[str], **environment: str) -> float:
+    """From start to end of a process."""
     began = time.perf_counter()
     subprocess.run(command, env=os.environ | environment, stderr=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began

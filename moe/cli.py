@@ -22,7 +22,7 @@ from moe.data.wheels import cache_folder
 from moe.locks import exclusive
 from moe.scale import EstimatorsConfig, EvaluationConfig, HardwareConfig, LatencyConfig
 from moe.settings import ConfigError, parse, read_json
-from moe.warm import listen, run_warm
+from moe.warm import listen, loading, run_warm
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -117,7 +117,8 @@ def train(args: argparse.Namespace) -> int | None:
 
 
 def _train(args: argparse.Namespace, config: RunConfig, hardware: HardwareConfig) -> None:
-    from moe.train import train
+    with loading():
+        from moe.train import train
 
     train(
         config,
@@ -133,14 +134,16 @@ def _train(args: argparse.Namespace, config: RunConfig, hardware: HardwareConfig
 
 def evaluate(args: argparse.Namespace) -> None:
     """measure held-out loss and lm-eval tasks, and which experts the text of each domain is sent to"""
-    from moe.evaluate import evaluate_all
+    with loading():
+        from moe.evaluate import evaluate_all
 
     evaluate_all(args.run, _settings(EvaluationConfig, args.settings, "--settings"))
 
 
 def latency(args: argparse.Namespace) -> None:
     """time training steps, prefill and decoding of several runs side by side"""
-    from moe.latency import measure
+    with loading():
+        from moe.latency import measure
 
     settings = _settings(LatencyConfig, args.settings, "--settings")
     hardware = _settings(HardwareConfig, args.hardware, "--hardware")
@@ -149,7 +152,8 @@ def latency(args: argparse.Namespace) -> None:
 
 def estimators(args: argparse.Namespace) -> None:
     """compare cheap estimators of the pooled load with the exact one while a run trains"""
-    from moe.estimators import measure
+    with loading():
+        from moe.estimators import measure
 
     settings = _settings(EstimatorsConfig, args.settings, "--settings")
     hardware = _settings(HardwareConfig, args.hardware, "--hardware")
@@ -173,28 +177,32 @@ def warm(args: argparse.Namespace) -> int:
 
 def tables(args: argparse.Namespace) -> None:
     """write the tables of a scale"""
-    from moe.report.tables import write_tables
+    with loading():
+        from moe.report.tables import write_tables
 
     write_tables(args.records, args.runs, args.out)
 
 
 def figures(args: argparse.Namespace) -> None:
     """draw the figures of a scale"""
-    from moe.report.figures import write_figures
+    with loading():
+        from moe.report.figures import write_figures
 
     write_figures(args.records, args.runs, args.out)
 
 
 def report(args: argparse.Namespace) -> None:
     """write the page that shows a scale's tables and figures"""
-    from moe.report.page import write_page
+    with loading():
+        from moe.report.page import write_page
 
     write_page(args.records, args.runs, args.tables, args.figures, args.out)
 
 
 def headline(args: argparse.Namespace) -> None:
     """print the contrasts of a scale"""
-    from moe.report.tables import headline_text
+    with loading():
+        from moe.report.tables import headline_text
 
     print(headline_text(args.records, args.runs))
 
@@ -215,9 +223,10 @@ def schema(args: argparse.Namespace) -> None:
 
 def conformance(args: argparse.Namespace) -> None:
     """measure what holds for an implementation of the load-balancing loss"""
-    from moe.conformance.page import details, page, table
-    from moe.conformance.targets import BUILT_IN, examine, load
-    from moe.provenance import complete_file
+    with loading():
+        from moe.conformance.page import details, page, table
+        from moe.conformance.targets import BUILT_IN, examine, load
+        from moe.provenance import complete_file
 
     targets = {name: load(name) for name in ([args.target] if args.target else BUILT_IN)}
     findings = {name: examine(target) for name, target in targets.items()}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from moe import interruption
+from moe.warm import loading
 
 LIFELINE = "MOE_LIFELINE"
 """Environment variable: a pipe that closes when the launching process has gone, however it went."""
@@ -88,8 +89,9 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def become_rank() -> None:
     """Prepare this process, a rank that `launch` or `accelerate launch` has started."""
-    import torch
-    from accelerate.utils import check_cuda_p2p_ib_support
+    with loading():
+        import torch
+        from accelerate.utils import check_cuda_p2p_ib_support
 
     if handle := os.environ.get(LIFELINE):
         interruption.end_with(int(handle))

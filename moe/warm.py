@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +27,19 @@ WARM = "MOE_WARM"
 
 LIBRARIES = ("moe.train", "moe.evaluate", "moe.estimators", "moe.latency")
 """Modules that a warm process loads; they load all others. None of them starts a thread that a fork would lack."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import libraries in the block. Python looks for garbage among all objects again and again while they become a
+    million, and once more at its end, for a third of a start; of libraries nothing is garbage."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # a second call would keep the garbage of what has been done meanwhile
+            gc.freeze()
+        gc.enable()
 
 
 def keep_warm(path: str) -> None:
@@ -58,12 +71,12 @@ def listen(path: str) -> list[str]:
     with interruption.held_back():
         for drawing in (False, True):  # kept: records name the code that is loaded here, whatever is edited later
             code_fingerprint(drawing=drawing)
-        for module in LIBRARIES:
-            if select.select([sys.stdin], [], [], 0)[0]:
-                os._exit(0)
-            importlib.import_module(module)
-        _warm_compiler()
-        gc.freeze()
+        with loading():
+            for module in LIBRARIES:
+                if select.select([sys.stdin], [], [], 0)[0]:
+                    os._exit(0)
+                importlib.import_module(module)
+            _warm_compiler()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child stays a zombie
         Path(path).unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listener:

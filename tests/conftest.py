@@ -22,7 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process of the tests works on one when the others are done."""
-    items.sort(key=lambda item: Path(__file__).parent / "workflow" not in item.path.parents)
+    folders = [Path(__file__).parent / name for name in ("workflow", "soak")]
+    items.sort(key=lambda item: not any(folder in item.path.parents for folder in folders))
 
 
 @pytest.fixture(autouse=True)

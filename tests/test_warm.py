@@ -1,5 +1,6 @@
 """A stage forked from a warm process: nobody can tell it from one that was started, but by the clock."""
 
+import gc
 import json
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from moe.interruption import STATUS
-from moe.warm import WARM
+from moe.warm import WARM, loading
 from tests.conftest import tiny_config
 from tests.stage import command, environment, saved_steps, start, training, wait_until, weights
 
@@ -97,3 +98,16 @@ def test_a_forked_stage_ends_with_its_caller_or_its_caller_with_it_and_goes_on(
         seen = saved_steps(tmp_path / "stopped")[-1]
     assert start(*command).wait() == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_no_garbage_is_looked_for_while_libraries_are_loaded_and_it_is_afterwards_also_behind_an_error():
+    with pytest.raises(ImportError), loading():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    assert frozen
+    with loading():
+        found = [[] for _ in range(1000)]
+    assert gc.get_freeze_count() <= frozen, "what is made between two stages of one process can still be collected"
+    assert len(found) == 1000
