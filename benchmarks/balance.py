@@ -1,8 +1,9 @@
 """What does balance cost? Optimizer steps of the cpu scale with it, step by step beside steps without it, on the CPU.
 
-`terms`: whole steps with balance beside a step of the same compiled model that knows of none. `estimators`: `exact`
-under accumulation beside `prefix`, and its counting passes alone. `ranks`: a window over two processes, which needs a
-collective, beside one that lies within each. Weights stay as they began, so that all steps route all tokens alike.
+`terms`: whole steps with balance, and with no term, beside a step of the same compiled model that knows of none.
+`estimators`: `exact` under accumulation beside `prefix`, and its counting passes alone. `ranks`: a window over two
+processes, which needs a collective, beside one that lies within each. Weights stay as they began, so that all steps
+route all tokens alike.
 """
 
 import json
@@ -120,6 +121,7 @@ def _terms(base: RunConfig) -> dict[str, Any]:
     variants = {name: _plain(base, batches) for name in ("without balance", "without balance, once more")}
     one = [{"window": "global"}]
     variants |= {
+        "without a term: counts, metrics and z-loss": _step(_config(base, []), batches)[0],
         "one global term": _step(_config(base, one), batches)[0],
         "hybrid: global and one sequence": _step(_config(base, [*one, {"window": 1}]), batches)[0],
         "global term and selection bias": _step(_config(base, one, {"rate": STILL}), batches)[0],
