@@ -109,7 +109,7 @@ def disturb(
     plan = [name for name, weight in wanted.items() for _ in range(round(weight * faults / sum(wanted.values())))]
     plan = sorted([*plan, *rng.choices(list(wanted), k=faults)][:faults], key=list(OUTPUTS).index)
     for number, target in enumerate(plan, start=1):
-        complete = reference.made(target)
+        complete = len(reference.made(target))
         while not (
             moment := wait_for_moment(pipeline, snakemake, target, complete, rng.uniform(0, durations[target]), rng)
         ):
@@ -138,7 +138,7 @@ def wait_for_moment(
     """
     started = time.monotonic()
     while not stages(pipeline.folder)[target]:
-        if snakemake.poll() is not None or pipeline.made(target) == complete:
+        if snakemake.poll() is not None or len(pipeline.made(target)) == complete:
             return None
         if time.monotonic() - started > LIMIT_SECONDS:
             raise TimeoutError(f"{target} has not begun after {LIMIT_SECONDS} s")

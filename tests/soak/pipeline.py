@@ -92,16 +92,16 @@ class Pipeline:
             command("moe", *args), cwd=self.folder, env=self.environment(), check=True, capture_output=True, text=True
         ).stdout
 
-    def made(self, stage: str) -> int:
-        """How many outputs of a stage there are."""
-        return len(list(self.folder.glob(OUTPUTS[stage])))
+    def made(self, stage: str) -> list[Path]:
+        """The outputs of a stage that are there."""
+        return sorted(self.folder.glob(OUTPUTS[stage]))
 
     def make_work(self, stage: str, rng: random.Random) -> None:
         """Remove one output of a stage and what needs it, or else nobody would ask for it again."""
         gone = {self.folder / OUTPUTS[name] for name in ("tables", "figures", "report")}
         if stage in ("fetch", "data"):
             gone |= {self.folder / "results"} | ({self.cache} if stage == "fetch" else set())
-        elif found := sorted(self.folder.glob(OUTPUTS[stage])):
+        elif found := self.made(stage):
             gone |= {rng.choice(found)}
         for path in gone:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
