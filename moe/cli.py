@@ -88,7 +88,8 @@ def train(args: argparse.Namespace) -> int | None:
     hardware = _settings(HardwareConfig, args.hardware, "--hardware")
     config = read_json(RunConfig, args.config)
     if launch.is_rank():
-        launch.become_rank()
+        with loading():
+            launch.become_rank()
         try:
             _train(args, config, hardware)
         except Exception:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 
 from moe import interruption
-from moe.warm import loading
 
 LIFELINE = "MOE_LIFELINE"
 """Environment variable: a pipe that closes when the launching process has gone, however it went."""
@@ -89,9 +88,8 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def become_rank() -> None:
     """Prepare this process, a rank that `launch` or `accelerate launch` has started."""
-    with loading():
-        import torch
-        from accelerate.utils import check_cuda_p2p_ib_support
+    import torch
+    from accelerate.utils import check_cuda_p2p_ib_support
 
     if handle := os.environ.get(LIFELINE):
         interruption.end_with(int(handle))
