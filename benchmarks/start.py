@@ -34,7 +34,7 @@ def measure() -> dict[str, Any]:
         config = RunConfig.model_validate(raw | {"train": raw["train"] | {"steps": 1, "warmup_steps": 1}})
         _train(folder / "first", config)
         socket = folder / "socket"
-        command = [sys.executable, "-m", "moe", "warm", "--socket", str(socket)]
+        command = [sys.executable, "-m", "moe", "warm", "--socket", str(socket), "--compile"]
         began = time.perf_counter()
         with subprocess.Popen(command, stdin=subprocess.PIPE) as warm:
             while not socket.exists() and warm.poll() is None:

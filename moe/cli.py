@@ -173,7 +173,7 @@ def estimators(args: argparse.Namespace) -> None:
 
 def warm(args: argparse.Namespace) -> int:
     """load the libraries once; a stage whose MOE_WARM names the socket starts from there, until stdin closes"""
-    return main(listen(args.socket))
+    return main(listen(args.socket, compiles=args.compile))
 
 
 def tables(args: argparse.Namespace) -> None:
@@ -296,7 +296,10 @@ STAGES: dict[Any, dict[str, dict[str, Any]]] = {
         "--out": FILE,
     },
     estimators: RUN | {"--state": FILE, "--settings": JSON, "--hardware": JSON},
-    warm: {"--socket": {"required": True, "metavar": "PATH"}},
+    warm: {
+        "--socket": {"required": True, "metavar": "PATH"},
+        "--compile": {"action": "store_true", "help": "load what compiles layers too"},
+    },
     tables: RECORDS | {"--out": FILE},
     figures: RECORDS | {"--out": FILE},
     report: RECORDS | {"--tables": FILE, "--figures": FILE, "--out": FILE},

@@ -42,15 +42,16 @@ def loading() -> Iterator[None]:
         gc.enable()
 
 
-def keep_warm(path: str) -> None:
-    """Start a process that listens at the socket `path` once it has loaded the libraries; it ends with this one.
+def keep_warm(path: str, *, compiles: bool) -> None:
+    """Start a process that listens at the socket `path` once it has loaded the libraries, with `compiles` those that
+    compile layers too; it ends with this one.
 
     Not on other systems than Linux, whose libraries do not outlive a fork.
     """
     if sys.platform != "linux":
         return
     lifeline, _ = os.pipe()  # the write end stays open here alone, until this process ends
-    command = [sys.executable, "-m", "moe", "warm", "--socket", path]
+    command = [sys.executable, "-m", "moe", "warm", "--socket", path, *(["--compile"] if compiles else [])]
     warm = subprocess.Popen(command, stdin=lifeline, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(lifeline)
 
@@ -62,7 +63,7 @@ def keep_warm(path: str) -> None:
     atexit.register(end)
 
 
-def listen(path: str) -> list[str]:
+def listen(path: str, *, compiles: bool) -> list[str]:
     """Be a warm process until stdin closes. Returns once for every stage that is asked for, in a process forked for it,
     with the stage's arguments; that process has taken over the caller's environment, folder and streams.
     """
@@ -76,7 +77,8 @@ def listen(path: str) -> list[str]:
                 if select.select([sys.stdin], [], [], 0)[0]:
                     os._exit(0)
                 importlib.import_module(module)
-            _warm_compiler()
+            if compiles:
+                _warm_compiler()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child stays a zombie
         Path(path).unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listener:

@@ -20,7 +20,7 @@ from tests.stage import command, environment, saved_steps, start, training, wait
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, psutil.Process]]:
     """Socket and process of a warm process, and a test of its end."""
     path = tmp_path_factory.mktemp("warm") / "socket"
-    process = start("warm", "--socket", path, stdin=subprocess.PIPE)
+    process = start("warm", "--socket", path, "--compile", stdin=subprocess.PIPE)
     wait_until(path.exists, process)
     yield path, psutil.Process(process.pid)
     assert process.poll() is None

@@ -55,7 +55,7 @@ onstart:
     tell_children()
     # A fork of a process that has asked for a GPU cannot use it, and libraries may ask while they load.
     if runs_here() and not has_accelerator():
-        keep_warm(SOCKET)
+        keep_warm(SOCKET, compiles=HARDWARE.compile)
     # Its limit of 100 jobs a second wakes Snakemake once a second for every job that has ended: with 500 jobs it takes
     # half a core. No machine starts that many; a cluster's queue keeps the limit.
     if not workflow.non_local_exec:
