@@ -3,11 +3,14 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 
+from moe import launch
 from moe.interruption import STATUS
 from tests.conftest import tiny_config
 from tests.stage import group, saved_steps, start, training, wait_until, weights
@@ -58,3 +61,15 @@ def test_several_ranks_end_together_with_one_sentence_and_go_on(tiny_data, tmp_p
     assert start(*command).wait() == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert {path.name for path in (tmp_path / "stopped").iterdir()} == {"run"}
+
+
+def test_a_rank_that_has_stopped_leaves_the_first_one_the_time_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank, written = tmp_path / "rank", tmp_path / "written"
+    rank.write_text(f"#!/bin/bash\n[ $RANK = 1 ] || {{ sleep 1; touch {written}; }}\nexit {STATUS[signal.SIGTERM]}\n")
+    rank.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(rank))
+    with rank.open() as lock:
+        assert launch.launch([], processes=2, threads=1, lock=lock.fileno()) == STATUS[signal.SIGTERM]
+    assert written.exists()
