@@ -81,8 +81,10 @@ def launch(argv: Sequence[str], *, processes: int, threads: int, lock: int) -> i
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Return when all have ended, rank 0 has stopped or one has failed; one that has stopped before rank 0 has not: the
-    state that both have joined may still have to be written."""
+    """Return when all have ended, rank 0 has stopped or one has failed.
+
+    Another rank that has stopped did not fail: rank 0 may still be writing the state that all of them have joined.
+    """
     stopped = interruption.STATUS[signal.SIGTERM]
     while None in (statuses := [rank.poll() for rank in ranks]):
         if statuses[0] or not {None, 0, stopped}.issuperset(statuses):
